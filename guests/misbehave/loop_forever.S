@@ -1,0 +1,6 @@
+/* Never does anything again, and never stops doing it: only a limit ends it. */
+
+        .text
+        .globl  main
+main:
+        jmp     .

@@ -1,0 +1,57 @@
+"""DR0-DR7 as storage with the reserved bits of SDM vol. 3B, 18.2; MOV to and from them is emulated.
+
+Kept out of the engine, whose own breakpoints can end the process. Not emulated: breakpoints firing.
+"""
+
+from typing import Final
+
+DR6_FIXED: Final = 0xFFFF_0FF0
+DR6_WRITABLE: Final = 0x0000_E00F
+DR7_FIXED: Final = 0x0000_0400
+DR7_WRITABLE: Final = 0xFFFF_2BFF
+DR6_BD: Final = 1 << 13
+DR6_BS: Final = 1 << 14
+DR7_GD: Final = 1 << 13
+
+
+class DebugRegisterFault(Exception):
+    """The access is an exception to the guest: its vector."""
+
+    def __init__(self, vector: int) -> None:
+        super().__init__(vector)
+        self.vector = vector
+
+
+class DebugRegisters:
+    """The eight registers; 4 and 5 are aliases of 6 and 7 unless CR4.DE is set."""
+
+    def __init__(self) -> None:
+        self.values = [0, 0, 0, 0, 0, 0, DR6_FIXED, DR7_FIXED]
+
+    def _index(self, number: int, debugging_extensions: bool) -> int:
+        if number in (4, 5):
+            if debugging_extensions:
+                raise DebugRegisterFault(6)
+            number += 2
+        if self.values[7] & DR7_GD:
+            self.values[6] |= DR6_BD
+            self.values[7] &= ~DR7_GD
+            raise DebugRegisterFault(1)
+        return number
+
+    def read(self, number: int, debugging_extensions: bool) -> int:
+        """MOV from a debug register; raises DebugRegisterFault."""
+        return self.values[self._index(number, debugging_extensions)]
+
+    def write(self, number: int, value: int, debugging_extensions: bool) -> None:
+        """MOV to a debug register; raises DebugRegisterFault."""
+        index = self._index(number, debugging_extensions)
+        if index == 6:
+            value = (value & DR6_WRITABLE) | DR6_FIXED
+        elif index == 7:
+            value = (value & DR7_WRITABLE) | DR7_FIXED
+        self.values[index] = value
+
+    def single_stepped(self) -> None:
+        """Record in DR6 that a trap flag caused #DB."""
+        self.values[6] |= DR6_BS

@@ -1,0 +1,285 @@
+"""Delivery of exceptions and interrupts through the guest's IDT, as SDM vol. 3A chapter 6 describes it.
+
+Called by every mode, because the engine delivers nothing. Works on a CpuPort and guest memory alone. Interrupt and
+trap gates of 16 and 32 bits, the inner-ring stack from the TSS, error codes, privilege checks of INT n, escalation to
+#DF and triple fault (table 6-5), real mode, and leaving virtual-8086 mode. Not emulated: task gates, which end
+the guest with a sentence, and shadow stacks.
+"""
+
+import struct
+from typing import NamedTuple
+
+from hvemu.cpu.linear import LinearFault, read_linear, read_linear_u64, write_linear
+from hvemu.cpu.state import (
+    ATTRIBUTE_BIG,
+    ATTRIBUTE_CODE,
+    ATTRIBUTE_CONFORMING,
+    ATTRIBUTE_DPL_SHIFT,
+    ATTRIBUTE_PRESENT,
+    ATTRIBUTE_S,
+    ATTRIBUTE_WRITABLE,
+    CS,
+    DS,
+    ES,
+    ESP,
+    FLAG_AC,
+    FLAG_IF,
+    FLAG_NT,
+    FLAG_RF,
+    FLAG_TF,
+    FLAG_VM,
+    FS,
+    GS,
+    SS,
+    CpuPort,
+    Segment,
+    segment_from_descriptor,
+)
+from hvemu.memory.guest_memory import GuestPhysicalMemory
+from hvemu.vocabulary.paging import CR0_PE, PagingRegisters
+
+DIVIDE_ERROR, DEBUG, NMI, BREAKPOINT, OVERFLOW, BOUND, INVALID_OPCODE, DEVICE_NOT_AVAILABLE, DOUBLE_FAULT = range(9)
+INVALID_TSS, NOT_PRESENT, STACK_FAULT, GENERAL_PROTECTION, PAGE_FAULT = 10, 11, 12, 13, 14
+CONTRIBUTORY = frozenset({DIVIDE_ERROR, INVALID_TSS, NOT_PRESENT, STACK_FAULT, GENERAL_PROTECTION})
+WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
+_TASK_GATE = 5
+_STRUCTS = [struct.Struct(f"<{n}I") for n in range(8)]
+_STRUCTS16 = [struct.Struct(f"<{n}H") for n in range(8)]
+
+
+class Event(NamedTuple):
+    """Something to deliver. ``software`` marks INT n, INT3 and INTO, which check the gate's DPL."""
+
+    vector: int
+    error_code: int | None = None
+    software: bool = False
+    external: bool = False
+    address: int | None = None
+    """Linear address of a page fault; goes to CR2."""
+    start: int | None = None
+    """EIP of the INT instruction itself, for ``software``: where a failed delivery faults."""
+
+
+class TripleFault(NamedTuple):
+    """Delivery failed for good: the events in the order they happened."""
+
+    events: tuple[Event, ...]
+
+
+class Escalated(NamedTuple):
+    """Another event was delivered than the one asked for: all of them, in order."""
+
+    events: tuple[Event, ...]
+
+
+class Unsupported(NamedTuple):
+    """The guest wants something hvemu does not emulate; a sentence."""
+
+    reason: str
+
+
+class _Fault(Exception):
+    def __init__(self, vector: int, error_code: int) -> None:
+        self.event = Event(vector, error_code)
+
+
+class _TaskGate(Exception):
+    pass
+
+
+def deliver(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> TripleFault | Unsupported | Escalated | None:
+    """Deliver ``event``, escalating as the SDM's table 6-5 says. None means the CPU stands at its handler."""
+    history = [event]
+    while True:
+        if event.address is not None:
+            cpu.set_cr2(event.address)
+        try:
+            if cpu.paging().cr0 & CR0_PE:
+                _through_gate(cpu, memory, event)
+            else:
+                _through_ivt(cpu, memory, event)
+            return Escalated(tuple(history)) if len(history) > 1 else None
+        except _Fault as fault:
+            second = fault.event
+        except LinearFault as fault:
+            second = Event(PAGE_FAULT, fault.fault.error_code, address=fault.fault.address)
+        except _TaskGate:
+            return Unsupported(f"vector {event.vector} goes through a task gate, which hvemu does not emulate")
+        if event.start is not None:
+            cpu.set_eip(event.start)
+        history.append(second)
+        if event.vector == DOUBLE_FAULT and not event.software and not event.external:
+            return TripleFault(tuple(history))
+        event = _combine(event, second)
+        if event is not second:
+            history[-1] = second
+            history.append(event)
+
+
+def _combine(first: Event, second: Event) -> Event:
+    if first.software or first.external:
+        return second
+    first_contributes = first.vector in CONTRIBUTORY
+    second_contributes = second.vector in CONTRIBUTORY
+    if (first_contributes and second_contributes) or (
+        first.vector == PAGE_FAULT and (second_contributes or second.vector == PAGE_FAULT)
+    ):
+        return Event(DOUBLE_FAULT, 0)
+    return second
+
+
+def _through_ivt(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> None:
+    base, limit = cpu.idt()
+    if event.vector * 4 + 3 > limit:
+        raise _Fault(GENERAL_PROTECTION, 0)
+    paging = cpu.paging()
+    entry = struct.unpack("<HH", read_linear(memory, paging, base + event.vector * 4, 4))
+    flags = cpu.eflags()
+    stack = cpu.segment(SS)
+    old_sp = cpu.gpr(ESP)
+    sp = (old_sp - 6) & 0xFFFF
+    frame = struct.pack("<HHH", cpu.eip() & 0xFFFF, cpu.segment(CS).selector, flags & 0xFFFF)
+    for index in range(3):  # a word at a time, because SP wraps at 64 KiB
+        write_linear(memory, paging, stack.base + ((sp + 2 * index) & 0xFFFF), frame[2 * index : 2 * index + 2])
+    cpu.set_gpr(ESP, (old_sp & 0xFFFF0000) | sp)
+    cpu.set_eflags(flags & ~(FLAG_IF | FLAG_TF | FLAG_RF | FLAG_AC))
+    old_cs = cpu.segment(CS)
+    cpu.set_segment(CS, Segment(entry[1], entry[1] << 4, old_cs.limit, old_cs.attributes))
+    cpu.set_eip(entry[0])
+
+
+def _through_gate(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> None:
+    vector = event.vector
+    external = 0 if event.software else 1
+    idt_error = vector * 8 + 2
+    base, limit = cpu.idt()
+    if vector * 8 + 7 > limit:
+        raise _Fault(GENERAL_PROTECTION, idt_error + external)
+    paging = cpu.paging()
+    gate = read_linear_u64(memory, paging, base + vector * 8)
+    gate_type = (gate >> 40) & 0x1F
+    cpl = cpu.cpl()
+    if gate_type not in (6, 7, 14, 15, _TASK_GATE):
+        raise _Fault(GENERAL_PROTECTION, idt_error + external)
+    if event.software and (gate >> 45) & 3 < cpl:
+        raise _Fault(GENERAL_PROTECTION, idt_error)
+    if not (gate >> 47) & 1:
+        raise _Fault(NOT_PRESENT, idt_error + external)
+    if gate_type == _TASK_GATE:
+        raise _TaskGate
+
+    selector = (gate >> 16) & 0xFFFF
+    code = _code_segment(cpu, memory, paging, selector, cpl, external)
+    flags = cpu.eflags()
+    dpl = (code.attributes >> ATTRIBUTE_DPL_SHIFT) & 3
+    wide = gate_type >= 14
+    esp = cpu.gpr(ESP)
+    old_stack = cpu.segment(SS)
+    pushed_flags = flags | FLAG_RF if _is_fault(event) else flags & ~FLAG_RF
+    values: list[int] = [] if event.error_code is None else [event.error_code]
+    values += (cpu.eip(), cpu.segment(CS).selector, pushed_flags)
+    if not code.attributes & ATTRIBUTE_CONFORMING and dpl < cpl:
+        new_cpl = dpl
+        stack, stack_pointer = _inner_stack(cpu, memory, paging, dpl, external)
+        values += (esp, old_stack.selector)
+        if flags & FLAG_VM:
+            if dpl:
+                raise _Fault(GENERAL_PROTECTION, (selector & ~3) + external)
+            values += (cpu.segment(index).selector for index in (ES, DS, FS, GS))
+    else:
+        if flags & FLAG_VM:
+            raise _Fault(GENERAL_PROTECTION, (selector & ~3) + external)
+        new_cpl, stack, stack_pointer = cpl, old_stack, esp
+
+    frame = _pack(values, wide)
+    if stack.attributes & ATTRIBUTE_BIG:
+        top = (stack_pointer - len(frame)) & 0xFFFF_FFFF
+        new_esp = top
+    else:
+        top = (stack_pointer - len(frame)) & 0xFFFF
+        new_esp = (stack_pointer & 0xFFFF0000) | top
+    write_linear(memory, paging, stack.base + top, frame, user=new_cpl == 3)
+
+    # Nothing can fail from here on
+    if flags & FLAG_VM:
+        for index in (ES, DS, FS, GS):
+            cpu.set_segment(index, Segment(0, 0, 0, 0))
+    if stack is not old_stack:
+        cpu.set_segment(SS, stack)
+    cpu.set_gpr(ESP, new_esp)
+    cpu.set_segment(CS, code._replace(selector=(selector & ~3) | new_cpl))
+    cpu.set_eip((gate & 0xFFFF) | ((gate >> 32) & 0xFFFF0000 if wide else 0))
+    cleared = FLAG_TF | FLAG_NT | FLAG_RF | FLAG_VM
+    cpu.set_eflags(flags & ~(cleared if gate_type & 1 else cleared | FLAG_IF))
+
+
+def _is_fault(event: Event) -> bool:
+    return not (event.software or event.external or event.vector in (DEBUG, NMI, BREAKPOINT, OVERFLOW, DOUBLE_FAULT))
+
+
+def _pack(values: list[int], wide: bool) -> bytes:
+    if wide:
+        return _STRUCTS[len(values)].pack(*values) if len(values) < 8 else struct.pack(f"<{len(values)}I", *values)
+    return struct.pack(f"<{len(values)}H", *(value & 0xFFFF for value in values))
+
+
+def _descriptor(
+    cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegisters, selector: int, vector: int, external: int
+) -> int:
+    if selector & 4:
+        _, base, limit, _ = cpu.ldt_segment()
+    else:
+        base, limit = cpu.gdt()
+    offset = selector & 0xFFF8
+    if offset + 7 > limit:
+        raise _Fault(vector, (selector & 0xFFFC) + external)
+    return read_linear_u64(memory, paging, base + offset)
+
+
+def _code_segment(
+    cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegisters, selector: int, cpl: int, external: int
+) -> Segment:
+    if not selector & 0xFFFC:
+        raise _Fault(GENERAL_PROTECTION, external)
+    error = (selector & 0xFFFC) + external
+    code = segment_from_descriptor(selector, _descriptor(cpu, memory, paging, selector, GENERAL_PROTECTION, external))
+    attributes = code.attributes
+    wanted = ATTRIBUTE_S | ATTRIBUTE_CODE
+    if attributes & wanted != wanted or (attributes >> ATTRIBUTE_DPL_SHIFT) & 3 > cpl:
+        raise _Fault(GENERAL_PROTECTION, error)
+    if not attributes & ATTRIBUTE_PRESENT:
+        raise _Fault(NOT_PRESENT, error)
+    return code
+
+
+def _inner_stack(
+    cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegisters, ring: int, external: int
+) -> tuple[Segment, int]:
+    """SS and ESP for ``ring`` from the TSS (SDM vol. 3A, 6.12.1.1 and 7.2.1)."""
+    task = cpu.task_segment()
+    tss_error = (task.selector & 0xFFFC) + external
+    if task.attributes & 0x800:  # 32-bit TSS
+        offset = 4 + ring * 8
+        if offset + 5 > task.limit:
+            raise _Fault(INVALID_TSS, tss_error)
+        raw = read_linear_u64(memory, paging, task.base + offset)
+        pointer, selector = raw & 0xFFFF_FFFF, (raw >> 32) & 0xFFFF
+    else:
+        offset = 2 + ring * 4
+        if offset + 3 > task.limit:
+            raise _Fault(INVALID_TSS, tss_error)
+        pointer, selector = struct.unpack("<HH", read_linear(memory, paging, task.base + offset, 4))
+    error = (selector & 0xFFFC) + external
+    if not selector & 0xFFFC:
+        raise _Fault(INVALID_TSS, external)
+    stack = segment_from_descriptor(selector, _descriptor(cpu, memory, paging, selector, INVALID_TSS, external))
+    attributes = stack.attributes
+    if (
+        selector & 3 != ring
+        or (attributes >> ATTRIBUTE_DPL_SHIFT) & 3 != ring
+        or attributes & (ATTRIBUTE_S | ATTRIBUTE_CODE | ATTRIBUTE_WRITABLE) != ATTRIBUTE_S | ATTRIBUTE_WRITABLE
+    ):
+        raise _Fault(INVALID_TSS, error)
+    if not attributes & ATTRIBUTE_PRESENT:
+        raise _Fault(STACK_FAULT, error)
+    return stack, pointer

@@ -1,0 +1,127 @@
+"""Model-specific registers: what RDMSR and WRMSR find. An unknown register is #GP, as SDM vol. 4 demands.
+
+Called by the modes for RDMSR and WRMSR. Plain registers are storage; TSC, APIC_BASE, EFER and the SYSENTER trio call
+out. Not emulated: machine check, performance counters, microcode updates, debug store.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from hvemu.vocabulary.machine_map import LAPIC_BASE
+from hvemu.vocabulary.paging import EFER_NXE, EFER_SCE
+
+TSC: Final = 0x10
+APIC_BASE: Final = 0x1B
+MTRRCAP: Final = 0xFE
+SYSENTER_CS: Final = 0x174
+SYSENTER_ESP: Final = 0x175
+SYSENTER_EIP: Final = 0x176
+MISC_ENABLE: Final = 0x1A0
+PAT: Final = 0x277
+MTRR_DEFAULT: Final = 0x2FF
+EFER: Final = 0xC000_0080
+TSC_AUX: Final = 0xC000_0103
+
+_PLAIN: Final = {
+    0x17: 0,  # PLATFORM_ID
+    0x3A: 1,  # FEATURE_CONTROL, locked
+    0x8B: 0,  # BIOS_SIGN_ID
+    0xCD: 0,  # FSB_FREQ
+    MTRRCAP: 0x508,  # eight variable ranges, fixed ranges, write-combining
+    0x119: 0,  # BBL_CR_CTL
+    SYSENTER_CS: 0,
+    SYSENTER_ESP: 0,
+    SYSENTER_EIP: 0,
+    0x179: 0,  # MCG_CAP: no banks
+    0x17A: 0,
+    0x198: 0,  # PERF_STATUS
+    0x199: 0,
+    0x19A: 0,
+    0x19B: 0,
+    0x19C: 0,
+    MISC_ENABLE: 0x1,  # fast strings
+    0x1D9: 0,  # DEBUGCTL
+    0x250: 0x0606060606060606,
+    0x258: 0x0606060606060606,
+    0x259: 0,
+    **{0x268 + index: 0x0505050505050505 for index in range(8)},
+    **{0x200 + index: 0 for index in range(16)},
+    PAT: 0x0007040600070406,
+    MTRR_DEFAULT: 0xC06,
+    0x2A: 0,  # EBL_CR_POWERON
+    0xC001_0015: 0,  # AMD HWCR
+    0xC001_001F: 0,  # AMD NB_CFG
+    0xC001_0114: 0,  # AMD VM_CR
+    TSC_AUX: 0,
+}
+_READ_ONLY: Final = frozenset({0x17, MTRRCAP, 0x179, 0x198, 0xCD})
+_MEMORY_TYPES: Final = frozenset({0, 1, 4, 5, 6})
+_PAT_TYPES: Final = frozenset({0, 1, 4, 5, 6, 7})
+
+
+class MsrError(Exception):
+    """The access is #GP(0) to the guest; never leaves the mode."""
+
+
+class ModelSpecificRegisters:
+    """The MSRs of one vCPU. ``read_tsc`` gives the counter before the guest's own offset."""
+
+    def __init__(
+        self,
+        read_tsc: Callable[[], int],
+        *,
+        no_execute: bool,
+        long_mode: bool = False,
+        apic_enable: Callable[[bool], None] = lambda enabled: None,
+    ) -> None:
+        self._read_tsc = read_tsc
+        self._apic_enable = apic_enable
+        self._efer_allowed = (EFER_NXE if no_execute else 0) | (EFER_SCE if long_mode else 0)
+        self.values = self.reset_values()
+        self.tsc_offset = 0
+        self.changed: Callable[[int, int], None] = lambda index, value: None
+        """Told of every write, so that the engine's own copies follow."""
+
+    def reset_values(self) -> dict[int, int]:
+        """Every register as after power-on."""
+        return {**_PLAIN, APIC_BASE: LAPIC_BASE | 0x900, EFER: 0}  # APIC enabled, bootstrap processor
+
+    def tsc(self) -> int:
+        """The time-stamp counter as the guest reads it."""
+        return (self._read_tsc() + self.tsc_offset) & 0xFFFF_FFFF_FFFF_FFFF
+
+    def read(self, index: int) -> int:
+        """Value of an MSR; raises MsrError for one that does not exist."""
+        if index == TSC:
+            return self.tsc()
+        try:
+            return self.values[index]
+        except KeyError:
+            raise MsrError from None
+
+    def write(self, index: int, value: int) -> None:
+        """Write an MSR; raises MsrError for one that does not exist, is read-only or would take a reserved bit."""
+        if index == TSC:
+            self.tsc_offset += value - self.tsc()
+            return
+        if index not in self.values or index in _READ_ONLY or not self._legal(index, value):
+            raise MsrError
+        if index == APIC_BASE:
+            self._apic_enable(bool(value & 0x800))
+        self.values[index] = value
+        self.changed(index, value)
+
+    def _legal(self, index: int, value: int) -> bool:
+        if index == EFER:
+            return not value & ~self._efer_allowed
+        if index == APIC_BASE:
+            return value & 0xFFFF_F000 == LAPIC_BASE and not value & ~(0xFFFF_F000 | 0x900) and bool(value & 0x100)
+        if index == PAT:
+            return all(byte in _PAT_TYPES for byte in value.to_bytes(8, "little"))
+        if index == MTRR_DEFAULT:
+            return not value & ~0xCFF and value & 0xFF in _MEMORY_TYPES
+        if index in (0x250, 0x258, 0x259) or 0x268 <= index <= 0x26F:
+            return all(byte in _MEMORY_TYPES for byte in value.to_bytes(8, "little"))
+        if index in (SYSENTER_ESP, SYSENTER_EIP, SYSENTER_CS):
+            return value >> 32 == 0
+        return True

@@ -1,0 +1,1 @@
+"""Exit -> handler: one table, loud about doubles and gaps."""

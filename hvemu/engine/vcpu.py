@@ -1,0 +1,493 @@
+"""The physical CPU: one Unicorn engine, its register file as plain memory, its memory map and its hooks.
+
+Used by modes and benchmarks. It knows nothing of devices, guests or virtual time. Addresses given to ``map_*`` are
+machine-physical. Every callback given to ``on_*`` runs inside the engine; an exception in one stops the engine and
+is raised by ``run``.
+"""
+
+import ctypes
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from unicorn import Uc, UcError
+
+from hvemu.cpu.state import (
+    ATTRIBUTE_BIG,
+    ATTRIBUTE_LONG,
+    ATTRIBUTE_MASK,
+    CS,
+    DS,
+    ES,
+    FLAG_DF,
+    FLAG_VM,
+    SS,
+    Segment,
+    TableRegister,
+)
+from hvemu.engine import binding, layout
+from hvemu.engine.block_clock import BlockClock
+from hvemu.vocabulary.paging import CR0_PE, CR4_OSFXSR, EFER_LMA, PagingRegisters
+
+CPU_MODELS = {
+    "conroe": "CONROE", "penryn": "PENRYN", "nehalem": "NEHALEM", "westmere": "WESTMERE",
+    "sandybridge": "SANDYBRIDGE", "ivybridge": "IVYBRIDGE", "haswell": "HASWELL", "broadwell": "BROADWELL",
+    "skylake-client": "SKYLAKE_CLIENT", "skylake-server": "SKYLAKE_SERVER", "opteron-g1": "OPTERON_G1",
+    "opteron-g2": "OPTERON_G2", "opteron-g3": "OPTERON_G3", "opteron-g4": "OPTERON_G4", "opteron-g5": "OPTERON_G5",
+    "epyc": "EPYC", "pentium3": "PENTIUM3", "core2duo": "CORE2DUO", "phenom": "PHENOM", "qemu32": "QEMU32",
+}  # fmt: skip
+"""Names as QEMU spells them, in lower case, to the engine's models."""
+
+_HF_INHIBIT_IRQ = 1 << 3
+_HF_KEPT = ~((3 << 0) | (1 << 4) | (1 << 5) | (1 << 6) | (1 << 7) | (7 << 9) | (3 << 14) | (1 << 22))
+_MODEL_STATE = ("FPCW", 0x37F), ("FPSW", 0), ("FPTAG", 0xFFFF), ("MXCSR", 0x1F80)
+
+
+class EngineError(Exception):
+    """The engine ended a run with one of Unicorn's own errors; ``number`` and its text."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(str(UcError(number)))
+        self.number = number
+
+
+class Vcpu:
+    """One engine. Implements CpuPort on the live register file."""
+
+    def __init__(self, model: str = "penryn", *, native_clock: bool | None = None) -> None:
+        if (found := version("unicorn")) != layout.KNOWN_VERSION:
+            raise layout.UnknownEngineError(
+                f"Unicorn {found} is installed, but hvemu was measured on {layout.KNOWN_VERSION}. "
+                f"Install it with: pip install unicorn=={layout.KNOWN_VERSION}"
+            )
+        constants = binding.constants
+        self._uc: Any = Uc(constants.UC_ARCH_X86, constants.UC_MODE_64)
+        self._uc.ctl_set_cpu_model(getattr(binding.registers, f"UC_CPU_X86_{CPU_MODELS[model]}"))
+        self.model = model
+        self._handle = self.handle = binding.handle_value(self._uc)
+        self._handle_argument = ctypes.c_void_p(self._handle)
+        self._keep: list[Any] = []
+        self._mmio: list[tuple[int, int, Callable[[int, int], int], Callable[[int, int, int], None]]] = []
+        self._uc.ctl_exits_enabled(True)
+        address = layout.find_cpu_state(self._uc)
+        self._buffer = (ctypes.c_char * layout.STATE_SIZE).from_address(address)
+        self.state = memoryview(self._buffer).cast("B")
+        self.words = self.state.cast("I")
+        self.quads = self.state.cast("Q")
+        layout.calibrate(self._uc, self.state)
+        self.clock = BlockClock(self._handle, address + 4 * layout.WORD_EFLAGS, native=native_clock)
+        self._failure: BaseException | None = None
+        self._flags_value = ctypes.c_uint64()
+        self._flags_argument = ctypes.byref(self._flags_value)
+        self._start = binding.library.uc_emu_start
+        self._stop = binding.library.uc_emu_stop
+        self._reg_read = binding.library.uc_reg_read
+        for name, value in _MODEL_STATE:
+            self._uc.reg_write(getattr(binding.registers, f"UC_X86_REG_{name}"), value)
+        self.quads[layout.QUAD_EFER] = 0  # the engine starts in long mode
+        self.words[layout.WORD_OLD_EXCEPTION] = 0xFFFF_FFFF
+
+    # ------------------------------------------------------------------ memory map
+
+    def map_ram(self, base: int, size: int, host_address: int) -> None:
+        """Map ``size`` bytes of this process at a machine-physical address, zero-copy."""
+        self._uc.mem_map_ptr(base, size, binding.constants.UC_PROT_ALL, host_address)
+
+    def unmap(self, base: int, size: int) -> None:
+        """Take a range out of the memory map."""
+        self._uc.mem_unmap(base, size)
+
+    def map_mmio(
+        self, base: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
+    ) -> None:
+        """Send accesses of ``[base, base+size)`` to ``read(address, size)`` and ``write(address, size, value)``.
+
+        The range has no access rights, so that the engine's protection hook runs first: that is what makes EIP and
+        the flags exact inside the callbacks.
+        """
+        fail = self._fail
+
+        def on_read(_engine: int, offset: int, width: int, _data: int) -> int:
+            try:
+                return read(base + offset, width)
+            except BaseException as error:
+                fail(error)
+                return 0
+
+        def on_write(_engine: int, offset: int, width: int, value: int, _data: int) -> None:
+            try:
+                write(base + offset, width, value)
+            except BaseException as error:
+                fail(error)
+
+        reader, writer = binding.MMIO_READ_CALLBACK(on_read), binding.MMIO_WRITE_CALLBACK(on_write)
+        self._keep += (reader, writer)
+        error = binding.library.uc_mmio_map(
+            self._handle_argument, ctypes.c_uint64(base), ctypes.c_uint64(size), reader, None, writer, None
+        )
+        if error:
+            raise EngineError(error)
+        self._uc.mem_protect(base, size, binding.constants.UC_PROT_NONE)
+
+    def allow_mmio(self) -> None:
+        """Let accesses to MMIO ranges through to their callbacks; call once, after mapping."""
+        constants = binding.constants
+        callback = binding.MEMORY_CALLBACK(lambda *_: True)
+        self._hook(constants.UC_HOOK_MEM_READ_PROT | constants.UC_HOOK_MEM_WRITE_PROT, callback)
+
+    # ------------------------------------------------------------------ hooks
+
+    def _hook(self, kind: int, callback: Any, begin: int = 1, end: int = 0, *extra: int) -> None:
+        self._keep.append(callback)
+        binding.add_hook(self._handle, kind, binding.callback_address(callback), 0, begin, end, *extra)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
+        self.stop()
+
+    def on_interrupt(self, callback: Callable[[int], None]) -> None:
+        """Every exception and software interrupt, with its vector."""
+        fail = self._fail
+
+        def hook(_engine: int, vector: int, _data: int) -> None:
+            try:
+                callback(vector)
+            except BaseException as error:
+                fail(error)
+
+        self._hook(binding.constants.UC_HOOK_INTR, binding.INTERRUPT_CALLBACK(hook))
+
+    def on_invalid_instruction(self, callback: Callable[[], bool]) -> None:
+        """#UD; return whether the guest goes on."""
+        fail = self._fail
+
+        def hook(_engine: int, _data: int) -> bool:
+            try:
+                return callback()
+            except BaseException as error:
+                fail(error)
+                return False
+
+        self._hook(binding.constants.UC_HOOK_INSN_INVALID, binding.INVALID_CALLBACK(hook))
+
+    def on_port_in(self, callback: Callable[[int, int], int]) -> None:
+        """IN and INS: ``callback(port, size)`` gives the value."""
+        fail = self._fail
+
+        def hook(_engine: int, port: int, size: int, _data: int) -> int:
+            try:
+                return callback(port, size)
+            except BaseException as error:
+                fail(error)
+                return 0
+
+        self._instruction_hook(binding.IN_CALLBACK(hook), binding.registers.UC_X86_INS_IN)
+
+    def on_port_out(self, callback: Callable[[int, int, int], None]) -> None:
+        """OUT and OUTS: ``callback(port, size, value)``."""
+        fail = self._fail
+
+        def hook(_engine: int, port: int, size: int, value: int, _data: int) -> None:
+            try:
+                callback(port, size, value)
+            except BaseException as error:
+                fail(error)
+
+        self._instruction_hook(binding.OUT_CALLBACK(hook), binding.registers.UC_X86_INS_OUT)
+
+    def on_instruction(self, name: str, callback: Callable[[], None]) -> None:
+        """CPUID, RDTSC, RDTSCP (the callback sets the results, the engine skips its own) or SYSENTER."""
+        fail = self._fail
+        number = getattr(binding.registers, f"UC_X86_INS_{name}")
+
+        def hook(_engine: int, _data: int) -> int:
+            try:
+                callback()
+            except BaseException as error:
+                fail(error)
+            return 1
+
+        prototype: Any = binding.SYSENTER_CALLBACK if name == "SYSENTER" else binding.INSTRUCTION_CALLBACK
+        self._instruction_hook(prototype(hook), number)
+
+    def _instruction_hook(self, callback: Any, instruction: int) -> None:
+        self._hook(binding.constants.UC_HOOK_INSN, callback, 1, 0, instruction)
+
+    def on_translation(self, callback: Callable[[int, int], None]) -> None:
+        """Every newly translated block, before it runs: ``callback(linear address, size)``."""
+        fail = self._fail
+
+        def hook(_engine: int, current: Any, _previous: Any, _data: int) -> None:
+            try:
+                block = current[0]
+                callback(block.pc, block.size)
+            except BaseException as error:
+                fail(error)
+
+        self._hook(binding.constants.UC_HOOK_EDGE_GENERATED, binding.EDGE_CALLBACK(hook))
+
+    def on_execute(self, linear: int, callback: Callable[[int], None]) -> None:
+        """One instruction at a linear address, just before it executes. Flush its translation afterwards."""
+        fail = self._fail
+
+        def hook(_engine: int, address: int, _size: int, _data: int) -> None:
+            try:
+                callback(address)
+            except BaseException as error:
+                fail(error)
+
+        self._hook(binding.constants.UC_HOOK_CODE, binding.BLOCK_CALLBACK(hook), linear, linear)
+
+    # ------------------------------------------------------------------ running
+
+    def run(self) -> None:
+        """Run from EIP until something stops the engine; raises EngineError, or what a callback raised."""
+        self._failure = None
+        error = self._start(
+            self._handle_argument,
+            ctypes.c_uint64(self.quads[layout.QUAD_EIP]),
+            ctypes.c_uint64(0),
+            ctypes.c_uint64(0),
+            ctypes.c_size_t(0),
+        )
+        if self._failure is not None:
+            raise self._failure
+        if error:
+            raise EngineError(error)
+
+    def stop(self) -> None:
+        """Stop a run. From an IN, OUT or memory callback use the clock's ``refuse_next`` instead."""
+        self._stop(self._handle_argument)
+
+    def set_exits(self, addresses: list[int]) -> None:
+        """Linear addresses at which freshly translated code stops before the instruction."""
+        self._uc.ctl_set_exits(addresses)
+
+    def forget_code(self) -> None:
+        """Drop every translation."""
+        self._uc.ctl_flush_tb()
+
+    def forget_code_at(self, linear: int, size: int) -> None:
+        """Drop the translations of ``[linear, linear+size)`` of the current address space."""
+        self._uc.ctl_remove_cache(linear, linear + size)
+
+    def flush_tlb(self) -> None:
+        """Drop every cached address translation."""
+        self._uc.ctl(binding.constants.UC_CTL_TLB_FLUSH, binding.constants.UC_CTL_IO_WRITE)
+
+    def clear_exception(self) -> None:
+        """The exception just reported has been dealt with; without this the next one would be a double fault."""
+        words = self.words
+        words[layout.WORD_OLD_EXCEPTION] = 0xFFFF_FFFF
+        words[layout.WORD_IS_SOFTWARE] = 0
+
+    # ------------------------------------------------------------------ registers (CpuPort)
+
+    def gpr(self, index: int) -> int:
+        """General register by its number in the encoding."""
+        return self.words[index * 2]
+
+    def set_gpr(self, index: int, value: int) -> None:
+        """Set a general register, modulo 2**32."""
+        self.quads[index] = value & 0xFFFF_FFFF
+
+    def eip(self) -> int:
+        """The instruction pointer."""
+        return self.words[layout.WORD_EIP]
+
+    def set_eip(self, value: int) -> None:
+        """Set the instruction pointer; valid while stopped and inside an interrupt callback."""
+        self.quads[layout.QUAD_EIP] = value & 0xFFFF_FFFF
+
+    def linear_eip(self) -> int:
+        """CS base plus EIP, modulo 2**32."""
+        return (self.quads[(layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * CS + 8) // 8] + self.quads[16]) & 0xFFFF_FFFF
+
+    def eflags(self) -> int:
+        """EFLAGS with the arithmetic bits up to date."""
+        words = self.words
+        if words[layout.WORD_CC_OPERATION] == layout.CC_OP_EFLAGS:
+            return words[layout.WORD_EFLAGS] | words[layout.WORD_CC_SOURCE] | (words[layout.WORD_DIRECTION] & FLAG_DF)
+        self._reg_read(self._handle_argument, binding.registers.UC_X86_REG_EFLAGS, self._flags_argument)
+        return self._flags_value.value & 0xFFFF_FFFF
+
+    def set_eflags(self, value: int) -> None:
+        """Set EFLAGS; bit 1 is always one."""
+        words = self.words
+        words[layout.WORD_CC_OPERATION] = layout.CC_OP_EFLAGS
+        self.quads[layout.QUAD_CC_SOURCE] = value & layout.ARITHMETIC_FLAGS
+        words[layout.WORD_DIRECTION] = 0xFFFF_FFFF if value & FLAG_DF else 1
+        self.quads[layout.QUAD_EFLAGS] = (value & ~(layout.ARITHMETIC_FLAGS | FLAG_DF)) & 0xFFFF_FFFF | 2
+
+    def interrupts_enabled(self) -> bool:
+        """EFLAGS.IF, without computing the rest."""
+        return bool(self.words[layout.WORD_EFLAGS] & 0x200)
+
+    def cpl(self) -> int:
+        """Current privilege level."""
+        return self.words[layout.WORD_HFLAGS] & 3
+
+    def interrupt_shadow(self) -> bool:
+        """Whether STI or MOV SS inhibits interrupts for one instruction."""
+        return bool(self.words[layout.WORD_HFLAGS] & _HF_INHIBIT_IRQ)
+
+    def set_interrupt_shadow(self, value: bool) -> None:
+        """Set or clear the inhibition."""
+        words = self.words
+        hflags = words[layout.WORD_HFLAGS] & ~_HF_INHIBIT_IRQ
+        words[layout.WORD_HFLAGS] = hflags | (_HF_INHIBIT_IRQ if value else 0)
+
+    def segment(self, index: int) -> Segment:
+        """A segment register with its hidden part."""
+        return self._segment_at(layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * index)
+
+    def set_segment(self, index: int, value: Segment) -> None:
+        """Load a segment register, hidden part and all; CS also sets the privilege level."""
+        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * index, *value)
+        if index <= DS:
+            self.refresh_mode()
+
+    def _segment_at(self, offset: int) -> Segment:
+        selector, base, limit, attributes = layout.SEGMENT_FORMAT.unpack_from(self.state, offset)
+        return Segment(selector, base, limit, attributes & ATTRIBUTE_MASK)
+
+    def refresh_mode(self) -> None:
+        """Recompute the engine's mode bits after CR0, CR4, EFLAGS.VM, CS, SS, DS or ES were set here."""
+        words, quads = self.words, self.quads
+        cr0 = words[layout.WORD_CR0]
+        base = layout.BYTE_SEGMENTS // 4
+        hflags = words[layout.WORD_HFLAGS] & _HF_KEPT & 0xFFFF_FFFF
+        hflags |= (cr0 & 0xE) << 8
+        if words[layout.WORD_CR4] & CR4_OSFXSR:
+            hflags |= 1 << 22
+        code_wide = words[base + 6 * CS + 5] & ATTRIBUTE_BIG
+        if words[layout.QUAD_EFER * 2] & EFER_LMA:
+            hflags |= 1 << 14
+            if words[base + 6 * CS + 5] & ATTRIBUTE_LONG:
+                hflags |= 1 << 15
+        if code_wide:
+            hflags |= 1 << 4
+        if words[base + 6 * SS + 5] & ATTRIBUTE_BIG:
+            hflags |= 1 << 5
+        if not cr0 & CR0_PE:
+            hflags |= 1 << 6
+        else:
+            hflags |= 1 << 7
+            if words[layout.WORD_EFLAGS] & FLAG_VM:
+                hflags |= 3 | (1 << 6)
+            else:
+                hflags |= words[base + 6 * CS] & 3
+                bases = layout.BYTE_SEGMENTS // 8 + 1
+                if not code_wide or quads[bases + 3 * DS] | quads[bases + 3 * ES] | quads[bases + 3 * SS]:
+                    hflags |= 1 << 6
+        words[layout.WORD_HFLAGS] = hflags
+
+    def gdt(self) -> TableRegister:
+        """GDTR."""
+        return self._table_at(layout.BYTE_GDT)
+
+    def idt(self) -> TableRegister:
+        """IDTR."""
+        return self._table_at(layout.BYTE_IDT)
+
+    def _table_at(self, offset: int) -> TableRegister:
+        _, base, limit, _ = layout.SEGMENT_FORMAT.unpack_from(self.state, offset)
+        return TableRegister(base, limit)
+
+    def set_tables(self, gdt: TableRegister, idt: TableRegister, ldt: Segment, task: Segment) -> None:
+        """Load GDTR, IDTR, LDTR and TR. TR is kept of the available type: the engine aborts on a busy one."""
+        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_GDT, 0, gdt.base, gdt.limit, 0)
+        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_IDT, 0, idt.base, idt.limit, 0)
+        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_LDT, *ldt)
+        available = task._replace(attributes=task.attributes & ~0x200)
+        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_TR, *available)
+
+    def ldt_segment(self) -> Segment:
+        """LDTR."""
+        return self._segment_at(layout.BYTE_LDT)
+
+    def task_segment(self) -> Segment:
+        """TR."""
+        return self._segment_at(layout.BYTE_TR)
+
+    def paging(self) -> PagingRegisters:
+        """What the page walker needs."""
+        words = self.words
+        return PagingRegisters(
+            words[layout.WORD_CR0], words[layout.WORD_CR3], words[layout.WORD_CR4], words[layout.QUAD_EFER * 2]
+        )
+
+    def set_control(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
+        """Load the control registers and drop what depends on them."""
+        quads = self.quads
+        quads[layout.QUAD_CR], quads[layout.QUAD_CR + 3], quads[layout.QUAD_CR + 4] = cr0, cr3, cr4
+        quads[layout.QUAD_EFER] = efer
+        self.refresh_mode()
+        self.flush_tlb()
+
+    def cr2(self) -> int:
+        """The last page fault's linear address."""
+        return self.words[layout.WORD_CR2]
+
+    def set_cr2(self, value: int) -> None:
+        """Set CR2."""
+        self.quads[layout.QUAD_CR + 2] = value & 0xFFFF_FFFF
+
+    def error_code(self) -> int:
+        """The error code of the exception being reported."""
+        return self.words[layout.WORD_ERROR_CODE]
+
+    def is_software_interrupt(self) -> bool:
+        """Whether the vector being reported comes from INT n, INT3 or INTO."""
+        return bool(self.words[layout.WORD_IS_SOFTWARE])
+
+    def write_msr(self, index: int, value: int) -> None:
+        """Give the engine an MSR that its own instructions use (SYSENTER, EFER)."""
+        self._uc.reg_write(binding.registers.UC_X86_REG_MSR, (index, value))
+
+    def save(self) -> bytearray:
+        """The whole register file as an opaque value; for ``restore`` on this engine only."""
+        return bytearray(self.state)
+
+    def restore(self, saved: bytearray) -> None:
+        """Put back what ``save`` gave."""
+        self.state[:] = saved
+
+    def read_fpu(self) -> bytes:
+        """x87, MXCSR and XMM state as an FXSAVE image of 512 bytes (SDM vol. 1, 10.5.1)."""
+        uc, names = self._uc, binding.registers
+        image = bytearray(512)
+        tags = uc.reg_read(names.UC_X86_REG_FPTAG)
+        abridged = sum(1 << i for i in range(8) if (tags >> (2 * i)) & 3 != 3)
+        image[0:2] = int(uc.reg_read(names.UC_X86_REG_FPCW)).to_bytes(2, "little")
+        image[2:4] = int(uc.reg_read(names.UC_X86_REG_FPSW)).to_bytes(2, "little")
+        image[4] = abridged
+        image[24:28] = int(uc.reg_read(names.UC_X86_REG_MXCSR)).to_bytes(4, "little")
+        for index in range(8):
+            mantissa, exponent = uc.reg_read(names.UC_X86_REG_FP0 + index)
+            image[32 + 16 * index : 42 + 16 * index] = mantissa.to_bytes(8, "little") + exponent.to_bytes(2, "little")
+            xmm = uc.reg_read(names.UC_X86_REG_XMM0 + index)
+            image[160 + 16 * index : 176 + 16 * index] = xmm.to_bytes(16, "little")
+        return bytes(image)
+
+    def write_fpu(self, image: bytes) -> None:
+        """Load an FXSAVE image; an empty one gives the reset state."""
+        uc, names = self._uc, binding.registers
+        if not image:
+            for name, value in _MODEL_STATE:
+                uc.reg_write(getattr(names, f"UC_X86_REG_{name}"), value)
+            for index in range(8):
+                uc.reg_write(names.UC_X86_REG_FP0 + index, (0, 0))
+                uc.reg_write(names.UC_X86_REG_XMM0 + index, 0)
+            return
+        tags = sum(0 if image[4] >> i & 1 else 3 << (2 * i) for i in range(8))
+        uc.reg_write(names.UC_X86_REG_FPCW, int.from_bytes(image[0:2], "little"))
+        uc.reg_write(names.UC_X86_REG_FPSW, int.from_bytes(image[2:4], "little"))
+        uc.reg_write(names.UC_X86_REG_FPTAG, tags)
+        uc.reg_write(names.UC_X86_REG_MXCSR, int.from_bytes(image[24:28], "little"))
+        for index in range(8):
+            at = 32 + 16 * index
+            pair = (int.from_bytes(image[at : at + 8], "little"), int.from_bytes(image[at + 8 : at + 10], "little"))
+            uc.reg_write(names.UC_X86_REG_FP0 + index, pair)
+            uc.reg_write(names.UC_X86_REG_XMM0 + index, int.from_bytes(image[at + 128 : at + 144], "little"))

@@ -1,0 +1,1 @@
+"""Labs: what teachers and students start: building the guests, courses, grading."""

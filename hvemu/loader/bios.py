@@ -1,0 +1,403 @@
+"""The BIOS services that boot loaders use, behind the firmware stubs in the BIOS segment.
+
+A stub writes to the BIOS call port; ``Bios.call`` finds the service by CS:IP, works on the guest's registers and
+memory, and the stub's IRET returns. Ticks and keys go through INT 8 and INT 9 into the BIOS data area as on a PC.
+Services: INT 08h 09h 10h 11h 12h 13h (with the EDD extensions) 14h 15h 16h 19h 1Ah. Not provided: graphics modes,
+floppies, APM, PCI BIOS, VESA. Interrupt numbers and layouts: Ralf Brown's list and the EDD 3.0 specification.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from hvemu.cpu.state import CS, DS, EAX, EBX, ECX, EDI, EDX, ES, ESI, ESP, FLAG_CF, FLAG_ZF, SS, CpuPort
+from hvemu.loader.contract import memory_map
+from hvemu.loader.firmware import STUB_SIZE
+from hvemu.memory.guest_memory import GuestPhysicalMemory
+from hvemu.vocabulary import machine_map as at
+
+SECTOR: Final = 512
+HEADS: Final = 16
+SECTORS: Final = 63
+_DISK: Final = 0x80
+_SMAP: Final = 0x534D4150
+_COLUMNS, _ROWS = 80, 25
+_TICKS_PER_DAY: Final = 0x1800B0
+_WAIT_STUB: Final = 0x400
+_BDA: Final = at.BIOS_DATA_AREA
+_EBP: Final = 5
+
+# Scan code set 1 -> (plain, shifted), US layout, by rows of the keyboard
+_ROWS_OF_KEYS: Final = (
+    (0x02, "1234567890-=\b\t", "!@#$%^&*()_+\b\t"),
+    (0x10, "qwertyuiop[]\r", "QWERTYUIOP{}\r"),
+    (0x1E, "asdfghjkl;'`", 'ASDFGHJKL:"~'),
+    (0x2B, "\\zxcvbnm,./", "|ZXCVBNM<>?"),
+    (0x39, " ", " "),
+    (0x01, "\x1b", "\x1b"),
+)
+_KEYS: Final = {
+    start + index: (ord(plain), ord(shifted))
+    for start, plains, shifts in _ROWS_OF_KEYS
+    for index, (plain, shifted) in enumerate(zip(plains, shifts, strict=True))
+}
+
+
+class Bios:
+    """The services, for one machine with at most one disk (``disk`` is None without one)."""
+
+    def __init__(
+        self,
+        memory: GuestPhysicalMemory,
+        cpu: CpuPort,
+        read_port: Callable[[int, int], int],
+        write_port: Callable[[int, int, int], None],
+        disk: bytearray | None,
+    ) -> None:
+        self._memory, self._cpu = memory, cpu
+        self._read_port, self._write_port = read_port, write_port
+        self._disk = disk
+        self._services: dict[int, Callable[[], None]] = {
+            0x08: self._tick, 0x09: self._key, 0x10: self._video, 0x11: self._equipment, 0x12: self._base_memory,
+            0x13: self._disk_service, 0x14: self._serial, 0x15: self._system, 0x16: self._keyboard,
+            0x19: self._reboot, 0x1A: self._time,
+        }  # fmt: skip
+
+    def call(self) -> None:
+        """Serve the stub that just wrote to the BIOS call port; anything else that writes there is ignored."""
+        cpu = self._cpu
+        if cpu.segment(CS).selector != at.BIOS_SEGMENT or cpu.paging().cr0 & 1:
+            return
+        offset = cpu.eip() - (at.BIOS_STUBS - at.BIOS_BASE)
+        if offset == _WAIT_STUB:
+            self._keyboard()
+        elif 0 <= offset < 256 * STUB_SIZE and offset % STUB_SIZE == 0:
+            vector = offset // STUB_SIZE
+            service = self._services.get(vector)
+            if service is not None:
+                service()
+            elif 0x08 <= vector <= 0x0F or 0x70 <= vector <= 0x77:
+                self._end_of_interrupt(vector >= 0x70)
+            else:
+                self._carry(True)
+
+    # ------------------------------------------------------------------ registers
+
+    def _byte(self, register: int, high: bool = False) -> int:
+        return self._cpu.gpr(register) >> (8 if high else 0) & 0xFF
+
+    def _word(self, register: int) -> int:
+        return self._cpu.gpr(register) & 0xFFFF
+
+    def _set_word(self, register: int, value: int) -> None:
+        self._cpu.set_gpr(register, self._cpu.gpr(register) & 0xFFFF0000 | value & 0xFFFF)
+
+    def _set_byte(self, register: int, value: int, high: bool = False) -> None:
+        shift = 8 if high else 0
+        self._cpu.set_gpr(register, self._cpu.gpr(register) & ~(0xFF << shift) | (value & 0xFF) << shift)
+
+    def _flag(self, mask: int, value: bool) -> None:
+        """Change a flag in the frame that the stub's IRET pops."""
+        address = self._cpu.segment(SS).base + ((self._word(ESP) + 4) & 0xFFFF)
+        flags = int.from_bytes(self._memory.read(address, 2), "little")
+        flags = flags | mask if value else flags & ~mask
+        self._memory.write(address, flags.to_bytes(2, "little"))
+
+    def _carry(self, failed: bool, status: int | None = None) -> None:
+        self._flag(FLAG_CF, failed)
+        if status is not None:
+            self._set_byte(EAX, status, high=True)
+
+    def _bda(self, offset: int, size: int = 2) -> int:
+        return int.from_bytes(self._memory.read(_BDA + offset, size), "little")
+
+    def _set_bda(self, offset: int, value: int, size: int = 2) -> None:
+        self._memory.write(_BDA + offset, (value & ((1 << 8 * size) - 1)).to_bytes(size, "little"))
+
+    def _end_of_interrupt(self, slave: bool = False) -> None:
+        if slave:
+            self._write_port(at.PIC_SLAVE, 1, 0x20)
+        self._write_port(at.PIC_MASTER, 1, 0x20)
+
+    # ------------------------------------------------------------------ interrupts of the hardware
+
+    def _tick(self) -> None:
+        ticks = self._bda(0x6C, 4) + 1
+        if ticks >= _TICKS_PER_DAY:
+            ticks = 0
+            self._set_bda(0x70, 1, 1)
+        self._set_bda(0x6C, ticks, 4)
+        self._end_of_interrupt()
+
+    def _key(self) -> None:
+        code = self._read_port(at.I8042_DATA, 1)
+        shift = self._bda(0x17, 1)
+        held = {0x2A: 2, 0x36: 1, 0x1D: 4, 0x38: 8}.get(code & 0x7F)
+        if held:
+            self._set_bda(0x17, shift & ~held if code & 0x80 else shift | held, 1)
+        elif not code & 0x80:
+            plain, shifted = _KEYS.get(code, (0, 0))
+            character = shifted if shift & 3 else plain
+            if shift & 4 and 0x60 <= character < 0x7B:
+                character &= 0x1F
+            tail = self._bda(0x1C)
+            following = tail + 2 if tail + 2 < 0x3E else 0x1E
+            if following != self._bda(0x1A):
+                self._memory.write(_BDA + tail, bytes((character, code)))
+                self._set_bda(0x1C, following)
+        self._end_of_interrupt()
+
+    # ------------------------------------------------------------------ INT 10h
+
+    def _video(self) -> None:
+        function = self._byte(EAX, high=True)
+        position = self._bda(0x50)
+        if function == 0x00:
+            self._clear(0, 0, _ROWS - 1, _COLUMNS - 1, 0x07)
+            self._move(0)
+        elif function == 0x02:
+            self._move(self._word(EDX))
+        elif function == 0x03:
+            self._set_word(EDX, position)
+            self._set_word(ECX, self._bda(0x60))
+        elif function == 0x06 or function == 0x07:
+            self._scroll(up=function == 0x06)
+        elif function == 0x08:
+            self._set_word(EAX, int.from_bytes(self._memory.read(self._cell(position), 2), "little"))
+        elif function in (0x09, 0x0A):
+            cell = bytes((self._byte(EAX), self._byte(EBX) if function == 0x09 else 0x07))
+            count = min(self._word(ECX), _COLUMNS * _ROWS)
+            start = self._cell(position)
+            self._memory.write(start, (cell * count)[: at.VGA_TEXT_BUFFER + 4000 - start])
+        elif function == 0x0E:
+            self._teletype(self._byte(EAX))
+        elif function == 0x0F:
+            self._set_word(EAX, _COLUMNS << 8 | 3)
+            self._set_byte(EBX, 0, high=True)
+        elif function == 0x13:
+            base = self._cpu.segment(ES).base + self._word(_EBP)
+            self._move(self._word(EDX))
+            for character in self._memory.read(base, min(self._word(ECX), 4000)):
+                self._teletype(character)
+
+    def _cell(self, position: int) -> int:
+        row, column = min(position >> 8, _ROWS - 1), min(position & 0xFF, _COLUMNS - 1)
+        return at.VGA_TEXT_BUFFER + 2 * (row * _COLUMNS + column)
+
+    def _move(self, position: int) -> None:
+        self._set_bda(0x50, position)
+        index = (self._cell(position) - at.VGA_TEXT_BUFFER) // 2
+        for register, value in ((0x0E, index >> 8), (0x0F, index & 0xFF)):
+            self._write_port(at.VGA_CRTC, 1, register)
+            self._write_port(at.VGA_CRTC + 1, 1, value)
+
+    def _teletype(self, character: int) -> None:
+        position = self._bda(0x50)
+        row, column = min(position >> 8, _ROWS - 1), min(position & 0xFF, _COLUMNS - 1)
+        if character == 0x0D:
+            column = 0
+        elif character == 0x0A:
+            row += 1
+        elif character == 0x08:
+            column = max(0, column - 1)
+        elif character != 0x07:
+            self._memory.write(self._cell(row << 8 | column), bytes((character, 0x07)))
+            column += 1
+        if column >= _COLUMNS:
+            row, column = row + 1, 0
+        if row >= _ROWS:
+            screen = self._memory.read(at.VGA_TEXT_BUFFER, _ROWS * _COLUMNS * 2)
+            self._memory.write(at.VGA_TEXT_BUFFER, screen[2 * _COLUMNS :] + b" \x07" * _COLUMNS)
+            row = _ROWS - 1
+        self._move(row << 8 | column)
+
+    def _scroll(self, *, up: bool) -> None:
+        top, left = self._byte(ECX, high=True), self._byte(ECX)
+        bottom, right = min(self._byte(EDX, high=True), _ROWS - 1), min(self._byte(EDX), _COLUMNS - 1)
+        lines = self._byte(EAX)
+        attribute = self._byte(EBX, high=True)
+        if top > bottom or left > right:
+            return
+        if lines == 0 or lines > bottom - top:
+            self._clear(top, left, bottom, right, attribute)
+            return
+        rows = range(top, bottom + 1 - lines) if up else range(bottom, top + lines - 1, -1)
+        width = 2 * (right - left + 1)
+        for row in rows:
+            source = row + lines if up else row - lines
+            self._memory.write(self._cell(row << 8 | left), self._memory.read(self._cell(source << 8 | left), width))
+        if up:
+            self._clear(bottom + 1 - lines, left, bottom, right, attribute)
+        else:
+            self._clear(top, left, top + lines - 1, right, attribute)
+
+    def _clear(self, top: int, left: int, bottom: int, right: int, attribute: int) -> None:
+        for row in range(top, bottom + 1):
+            self._memory.write(self._cell(row << 8 | left), bytes((0x20, attribute)) * (right - left + 1))
+
+    # ------------------------------------------------------------------ INT 11h 12h 14h 15h 19h 1Ah
+
+    def _equipment(self) -> None:
+        self._set_word(EAX, self._bda(0x10))
+
+    def _base_memory(self) -> None:
+        self._set_word(EAX, self._bda(0x13))
+
+    def _serial(self) -> None:
+        function = self._byte(EAX, high=True)
+        if self._word(EDX) == 0 and function == 1:
+            self._write_port(at.COM1_BASE, 1, self._byte(EAX))
+            self._set_byte(EAX, 0x60, high=True)
+        elif self._word(EDX) == 0:
+            self._set_word(EAX, 0x6000)
+        else:
+            self._set_byte(EAX, 0x80, high=True)
+
+    def _system(self) -> None:
+        function = self._word(EAX)
+        size = self._memory.size
+        if function == 0xE820 and self._cpu.gpr(EDX) == _SMAP:
+            ranges, index = memory_map(size), self._cpu.gpr(EBX)
+            if index >= len(ranges) or self._cpu.gpr(ECX) < 20:
+                self._carry(True, 0x86)
+                return
+            row = ranges[index]
+            target = self._cpu.segment(ES).base + self._word(EDI)
+            self._memory.write(target, struct.pack("<QQI", *row))
+            self._cpu.set_gpr(EAX, _SMAP)
+            self._cpu.set_gpr(ECX, 20)
+            self._cpu.set_gpr(EBX, index + 1 if index + 1 < len(ranges) else 0)
+            self._carry(False)
+        elif function == 0xE801:
+            low = min(max(0, (size >> 10) - 1024), 15 * 1024)
+            high = min(max(0, (size - (16 << 20)) >> 16), 0xFFFF)
+            for register, value in ((EAX, low), (EBX, high), (ECX, low), (EDX, high)):
+                self._set_word(register, value)
+            self._carry(False)
+        elif function >> 8 == 0x88:
+            self._set_word(EAX, min(max(0, (size >> 10) - 1024), 0xFFFF))
+            self._carry(False)
+        elif function in (0x2400, 0x2401):
+            self._carry(False, 0)  # the A20 gate is always open
+        elif function == 0x2402:
+            self._set_word(EAX, 1)
+            self._carry(False)
+        elif function == 0x2403:
+            self._set_word(EBX, 3)
+            self._carry(False, 0)
+        else:
+            self._carry(True, 0x86)
+
+    def _reboot(self) -> None:
+        self._write_port(at.RESET_CONTROL, 1, 6)
+
+    def _time(self) -> None:
+        function = self._byte(EAX, high=True)
+        if function == 0x00:
+            ticks = self._bda(0x6C, 4)
+            self._set_word(ECX, ticks >> 16)
+            self._set_word(EDX, ticks)
+            self._set_byte(EAX, self._bda(0x70, 1))
+            self._set_bda(0x70, 0, 1)
+        elif function == 0x01:
+            self._set_bda(0x6C, self._word(ECX) << 16 | self._word(EDX), 4)
+        elif function in (0x02, 0x04):
+            registers = (0x04, 0x02, 0x00) if function == 0x02 else (0x32, 0x09, 0x08, 0x07)
+            values = []
+            for register in registers:
+                self._write_port(at.CMOS_BASE, 1, register)
+                values.append(self._read_port(at.CMOS_BASE + 1, 1))
+            self._set_word(ECX, values[0] << 8 | values[1])
+            self._set_word(EDX, values[2] << 8 | (values[3] if function == 0x04 else 0))
+            self._carry(False)
+        else:
+            self._carry(True)
+
+    # ------------------------------------------------------------------ INT 16h
+
+    def _keyboard(self) -> None:
+        function = self._byte(EAX, high=True)
+        head, tail = self._bda(0x1A), self._bda(0x1C)
+        eflags = self._cpu.eflags() & ~FLAG_CF
+        if function in (0x00, 0x10):
+            if head == tail:
+                eflags |= FLAG_CF  # the stub halts and asks again
+            else:
+                self._set_word(EAX, self._bda(head))
+                self._set_bda(0x1A, head + 2 if head + 2 < 0x3E else 0x1E)
+        elif function in (0x01, 0x11):
+            self._flag(FLAG_ZF, head == tail)
+            if head != tail:
+                self._set_word(EAX, self._bda(head))
+        elif function in (0x02, 0x12):
+            self._set_byte(EAX, self._bda(0x17, 1))
+        self._cpu.set_eflags(eflags)
+
+    # ------------------------------------------------------------------ INT 13h
+
+    def _disk_service(self) -> None:
+        function, drive = self._byte(EAX, high=True), self._byte(EDX)
+        if drive != _DISK or self._disk is None:
+            self._carry(True, 0x01 if function != 0x15 else 0)
+            return
+        total = len(self._disk) // SECTOR
+        cylinders = min(max(1, total // (HEADS * SECTORS)), 1024)
+        if function in (0x00, 0x0D, 0x11):
+            self._carry(False, 0)
+        elif function == 0x01:
+            self._carry(False, 0)
+        elif function in (0x02, 0x03, 0x04):
+            cylinder = self._byte(ECX, high=True) | (self._byte(ECX) & 0xC0) << 2
+            sector, head = self._byte(ECX) & 0x3F, self._byte(EDX, high=True)
+            if sector == 0:
+                self._carry(True, 0x01)
+                return
+            block = (cylinder * HEADS + head) * SECTORS + sector - 1
+            count = self._byte(EAX)
+            target = self._cpu.segment(ES).base + self._word(EBX)
+            status = self._transfer(block, count, target, write=function == 3, verify=function == 4)
+            self._carry(status != 0, status)
+        elif function == 0x08:
+            last = cylinders - 1
+            self._set_word(ECX, (last & 0xFF) << 8 | (last >> 2 & 0xC0) | SECTORS)
+            self._set_word(EDX, (HEADS - 1) << 8 | 1)
+            self._set_byte(EBX, 0)
+            self._carry(False, 0)
+        elif function == 0x15:
+            self._set_word(ECX, total >> 16)
+            self._set_word(EDX, total)
+            self._carry(False, 3)
+        elif function == 0x41 and self._word(EBX) == 0x55AA:
+            self._set_word(EBX, 0xAA55)
+            self._set_word(ECX, 0b101)  # packet access and EDD
+            self._carry(False, 0x30)
+        elif function in (0x42, 0x43, 0x44):
+            packet = self._memory.read(self._cpu.segment(DS).base + self._word(ESI), 16)
+            length, _, count, offset, segment, block = struct.unpack("<BBHHHQ", packet)
+            if length < 16 or count > 127:
+                self._carry(True, 0x01)
+                return
+            target = (segment << 4) + offset
+            status = self._transfer(block, count, target, write=function == 0x43, verify=function == 0x44)
+            self._carry(status != 0, status)
+        elif function == 0x48:
+            target = self._cpu.segment(DS).base + self._word(ESI)
+            parameters = struct.pack("<HHIIIQH", 26, 2, cylinders, HEADS, SECTORS, total, SECTOR)
+            self._memory.write(target, parameters)
+            self._carry(False, 0)
+        else:
+            self._carry(True, 0x01)
+
+    def _transfer(self, block: int, count: int, target: int, *, write: bool, verify: bool) -> int:
+        """Move sectors; returns the INT 13h status."""
+        assert self._disk is not None
+        start, end = block * SECTOR, (block + count) * SECTOR
+        if end > len(self._disk):
+            return 0x04  # sector not found
+        if verify:
+            return 0
+        if write:
+            self._disk[start:end] = self._memory.read(target, end - start)
+        else:
+            self._memory.write(target, bytes(self._disk[start:end]))
+        return 0

@@ -1,0 +1,38 @@
+"""Which loader an image wants, by looking at it."""
+
+from collections.abc import Callable
+from typing import Final
+
+from hvemu.cpu.state import VirtualCpu
+from hvemu.loader import boot_sector, bzimage, flat, multiboot
+from hvemu.loader.contract import BootRequest
+from hvemu.memory.guest_memory import GuestPhysicalMemory
+from hvemu.vocabulary.errors import UserError
+
+Loader = Callable[[GuestPhysicalMemory, BootRequest], VirtualCpu]
+
+LOADERS: Final[dict[str, Loader]] = {
+    "multiboot": multiboot.load,
+    "bzimage": bzimage.load,
+    "disk": boot_sector.load,
+    "flat": flat.load,
+}
+
+
+def detect(image: bytes, name: str) -> str:
+    """The loader's name; raises UserError for an image nobody can boot."""
+    if not image:
+        raise UserError(f"{name} is empty", "Give a bootable image; hvemu list guests shows some.")
+    if bzimage.is_bzimage(image):
+        return "bzimage"
+    if multiboot.find_header(image) is not None:
+        return "multiboot"
+    if image[:4] == b"\x7fELF":
+        multiboot.read_elf(image, name)  # says what is wrong with it, if anything is
+        raise UserError(f"{name} is an ELF file without a multiboot header", "Add one, or use --loader flat.")
+    if boot_sector.is_bootable(image):
+        return "disk"
+    raise UserError(
+        f"{name} is not bootable",
+        "Known are multiboot ELF, Linux bzImage and disk images; use --loader flat for raw code.",
+    )

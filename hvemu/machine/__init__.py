@@ -1,0 +1,1 @@
+"""The machine: configuration in, a wired board out, and the run loop."""

@@ -1,0 +1,168 @@
+"""Build a machine from its configuration: read this top to bottom to see how everything hangs together."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from hvemu.cpu.cpuid import CpuId
+from hvemu.cpu.msr import ModelSpecificRegisters
+from hvemu.devices.bus import Bus
+from hvemu.devices.contract import DeviceEvent
+from hvemu.dispatch.dispatcher import Dispatcher
+from hvemu.engine.cpuid_leaves import read_cpuid_leaves
+from hvemu.engine.vcpu import Vcpu
+from hvemu.loader import firmware, select
+from hvemu.loader.bios import Bios
+from hvemu.loader.contract import BootRequest, read_file
+from hvemu.machine.board import NOWHERE, Backends, Board
+from hvemu.machine.clock import HostClock, VirtualClock
+from hvemu.machine.configuration import MachineConfiguration
+from hvemu.machine.machine import Machine
+from hvemu.memory.guest_memory import GuestPhysicalMemory
+from hvemu.memory.machine_memory import MachineMemory
+from hvemu.modes.native import NativeMode
+from hvemu.trace.events import DeviceSpoke, Exited
+from hvemu.trace.ledger import Ledger
+from hvemu.trace.tracer import Tracer
+from hvemu.vocabulary.errors import ExitStatus
+from hvemu.vocabulary.exits import ExitKind, Io, Mmio
+from hvemu.vocabulary.outcomes import POWERED_OFF, RETIRED, Outcome, Retire, Stop
+
+
+def read_images(configuration: MachineConfiguration) -> tuple[BootRequest, str]:
+    """Read what the configuration names and choose the loader; raises UserError."""
+    image = read_file(configuration.image, "image")
+    name = Path(configuration.image).name
+    loader = configuration.loader if configuration.loader != "auto" else select.detect(image, name)
+    modules = []
+    for text in configuration.modules:
+        path = text.split(maxsplit=1)[0] if text.strip() else text
+        modules.append((text, read_file(path, "module")))
+    request = BootRequest(
+        image=image,
+        image_name=name,
+        append=configuration.append,
+        initrd=read_file(configuration.initrd, "initrd") if configuration.initrd else b"",
+        modules=tuple(modules),
+        load_address=configuration.load_address,
+    )
+    return request, loader
+
+
+def build(
+    configuration: MachineConfiguration, *, backends: Backends = NOWHERE, tracer: Tracer | None = None
+) -> Machine:
+    """A machine at its first instruction. Raises UserError when the image or the configuration is impossible."""
+    request, loader = read_images(configuration)
+    tracer = tracer or Tracer()
+    ledger = Ledger()
+
+    # The physical machine: memory and CPU
+    memory = GuestPhysicalMemory(MachineMemory(configuration.memory))
+    vcpu = Vcpu(configuration.cpu)
+    cpuid = CpuId(read_cpuid_leaves(vcpu), without=frozenset(configuration.cpu_without))
+    clock = HostClock() if configuration.clock == "host" else VirtualClock()
+    msrs = ModelSpecificRegisters(
+        clock.now,
+        no_execute=cpuid.has("nx"),
+        apic_enable=lambda enabled: board.lapic.set_enabled_globally(enabled),
+    )
+
+    # The board: chips on two buses
+    def unclaimed(kind: ExitKind, address: int, size: int, value: int | None) -> None:
+        ledger.counter(kind)[address] += 1
+        if tracer.active:
+            tracer.publish(Exited(mode.position(), kind, vcpu.eip(), address, size, value or 0))
+        if configuration.strict:
+            what = f"{'read of' if value is None else 'write to'} unclaimed"
+            space = "port" if kind is ExitKind.UNCLAIMED_IO else "address"
+            mode.stop_soon(Stop(ExitStatus.GUEST_ENDED, mode.sentence(f"{what} {space} {address:#x} under --strict")))
+
+    ports = Bus("port", on_unclaimed=lambda address, size, value: unclaimed(ExitKind.UNCLAIMED_IO, address, size, value))
+    mmio = Bus(
+        "memory", on_unclaimed=lambda address, size, value: unclaimed(ExitKind.UNCLAIMED_MMIO, address, size, value)
+    )
+
+    def watch(event: DeviceEvent) -> None:
+        if tracer.active:
+            tracer.publish(DeviceSpoke(mode.position(), *event))
+
+    def debug_exit(code: int) -> None:
+        status = (code << 1 | 1) & 0xFF
+        mode.stop_soon(Stop(status, f"the guest wrote {code:#x} to the debug exit port"))
+
+    board = Board(
+        configuration,
+        clock,
+        ports,
+        mmio,
+        backends,
+        watcher=watch,
+        power_off=lambda: mode.stop_soon(POWERED_OFF),
+        debug_exit=debug_exit,
+        bios_call=lambda: bios.call(),
+        attend=lambda: mode.attend(),
+    )
+
+    # Exits: kind -> handler
+    def port_in(access: Io) -> Outcome:
+        return Retire(ports.read(access.port, access.size))
+
+    def port_out(access: Io) -> Outcome:
+        ports.write(access.port, access.size, access.value)
+        return RETIRED
+
+    def mmio_read(access: Mmio) -> Outcome:
+        return Retire(mmio.read(access.address, access.size))
+
+    def mmio_write(access: Mmio) -> Outcome:
+        mmio.write(access.address, access.size, access.value)
+        return RETIRED
+
+    dispatcher = Dispatcher(ledger, tracer)
+    dispatcher.register(ExitKind.IO_IN, port_in)
+    dispatcher.register(ExitKind.IO_OUT, port_out)
+    dispatcher.register(ExitKind.MMIO_READ, mmio_read)
+    dispatcher.register(ExitKind.MMIO_WRITE, mmio_write)
+
+    # The technique
+    mode = NativeMode(
+        vcpu,
+        memory,
+        dispatcher,
+        ledger,
+        tracer,
+        cpuid,
+        msrs,
+        board.interrupt,
+        count_instructions=configuration.count_instructions,
+    )
+    clock.position = mode.position
+    clock.shorten = mode.shorten
+    board.interrupt.attend = mode.attend
+    board.nmi.attend = mode.attend
+    disk = bytearray(request.image) if loader == "disk" else None
+    bios = Bios(memory, vcpu, ports.read, ports.write, disk)
+
+    def power_on() -> None:
+        memory.clear()
+        firmware.install(memory)
+        board.power_on()
+        cpu = select.LOADERS[loader](memory, request)
+        cpu.msrs = msrs.reset_values()
+        mode.enter(cpu)
+
+    machine = Machine(
+        configuration=replace(configuration, loader=loader),
+        memory=memory,
+        clock=clock,
+        board=board,
+        ports=ports,
+        mmio=mmio,
+        mode=mode,
+        cpuid=cpuid,
+        ledger=ledger,
+        tracer=tracer,
+        reset=power_on,
+    )
+    power_on()
+    return machine

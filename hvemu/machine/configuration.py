@@ -1,0 +1,142 @@
+"""MachineConfiguration: the one frozen, validated, versioned value that every way of building a machine starts from."""
+
+import dataclasses
+import tomllib
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hvemu.vocabulary.errors import UserError
+
+VERSION: Final = 1
+MINIMUM_MEMORY: Final = 1 << 20
+MAXIMUM_MEMORY: Final = 3 << 30
+DEFAULT_RTC: Final = 946_684_800
+"""2000-01-01 00:00:00 UTC, so that a run without ``--rtc`` is the same every day."""
+MODES: Final = ("native",)
+CPU_MODELS: Final = (
+    "conroe", "penryn", "nehalem", "westmere", "sandybridge", "core2duo", "pentium3",
+    "opteron-g1", "opteron-g2", "opteron-g3", "phenom", "epyc", "qemu32",
+)  # fmt: skip
+LOADERS: Final = ("auto", "multiboot", "bzimage", "disk", "flat")
+
+
+@dataclass(frozen=True)
+class MachineConfiguration:
+    """A machine before power-on. Sizes are bytes; ``rtc`` is seconds since 1970 UTC."""
+
+    image: str
+    name: str = "guest"
+    identifier: str = ""
+    mode: str = "native"
+    memory: int = 64 << 20
+    cpu: str = "penryn"
+    cpu_without: tuple[str, ...] = ()
+    append: str = ""
+    initrd: str = ""
+    modules: tuple[str, ...] = ()
+    loader: str = "auto"
+    load_address: int = 0x10_0000
+    serial: str = "stdio"
+    second_serial: str = "none"
+    display: str = "none"
+    clock: str = "virtual"
+    rtc: int = DEFAULT_RTC
+    strict: bool = False
+    reboot: bool = False
+    """Whether a reset restarts the guest; otherwise it ends the run."""
+    count_instructions: bool = False
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if not self.identifier:
+            object.__setattr__(self, "identifier", str(uuid.uuid5(uuid.NAMESPACE_URL, f"hvemu:{self.name}")))
+        _choice("mode", self.mode, MODES)
+        _choice("cpu", self.cpu, CPU_MODELS)
+        _choice("clock", self.clock, ("virtual", "host"))
+        _choice("display", self.display, ("none", "text"))
+        _choice("loader", self.loader, LOADERS)
+        if self.version != VERSION:
+            raise UserError(f"Configuration version {self.version} is unknown", f"This hvemu reads version {VERSION}.")
+        if not MINIMUM_MEMORY <= self.memory <= MAXIMUM_MEMORY or self.memory % 4096:
+            raise UserError(
+                f"Memory of {self.memory} bytes is not possible", "Choose 1M to 3G in multiples of 4K, as in --memory 64M."
+            )
+        if not 0 <= self.rtc < 1 << 32:
+            raise UserError(f"The time {self.rtc} is out of range", "Give --rtc as 2000-01-01T00:00:00 or seconds.")
+        if not 0 <= self.load_address < self.memory:
+            raise UserError(f"Load address {self.load_address:#x} is outside memory", "Choose one below --memory.")
+        if len(self.append.encode()) > 4000:
+            raise UserError("The kernel command line is longer than 4000 bytes", "Shorten --append.")
+
+
+def from_toml(text: str, **overrides: Any) -> MachineConfiguration:
+    """A configuration from TOML text; ``overrides`` win. Raises UserError."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"The configuration is not TOML: {error}", "See hvemu run --help for its keys.") from None
+    known = {field.name: field for field in dataclasses.fields(MachineConfiguration)}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"Unknown key '{key}' in the configuration", f"Known keys: {', '.join(sorted(known))}.")
+        default = known[key].default
+        wanted = str if default is dataclasses.MISSING else type(default)
+        if wanted is tuple:
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise UserError(f"'{key}' must be a list of strings", "As in: modules = ['a', 'b'].")
+            values[key] = tuple(value)
+        elif key == "memory" and isinstance(value, str):
+            values[key] = parse_size(value)
+        elif type(value) is not wanted:
+            raise UserError(f"'{key}' must be of type {wanted.__name__}", "See hvemu run --help.")
+    merged = {**values, **overrides}
+    if "image" not in merged:
+        raise UserError("The configuration names no image", "Add a line like: image = 'kernel.elf'.")
+    return MachineConfiguration(**merged)
+
+
+def to_toml(configuration: MachineConfiguration) -> str:
+    """The TOML text that ``from_toml`` reads back to an equal value."""
+    lines = []
+    for field in dataclasses.fields(configuration):
+        value = getattr(configuration, field.name)
+        if isinstance(value, bool):
+            text = str(value).lower()
+        elif isinstance(value, int):
+            text = str(value)
+        elif isinstance(value, tuple):
+            text = "[" + ", ".join(_quote(item) for item in value) + "]"
+        else:
+            text = _quote(value)
+        lines.append(f"{field.name} = {text}")
+    return "\n".join(lines) + "\n"
+
+
+def from_file(path: Path, **overrides: Any) -> MachineConfiguration:
+    """A configuration from a TOML file; raises UserError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the configuration {path}: {error}", "Check the path given to --config.") from None
+    return from_toml(text, **overrides)
+
+
+def parse_size(text: str) -> int:
+    """``64M``, ``1G``, ``4096K`` or plain MiB as in QEMU's ``-m``; raises UserError."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "B": 1}
+    body, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "M")
+    if unit not in units or not body.isascii() or not body.isdecimal() or len(body) > 12:
+        raise UserError(f"'{text}' is not a memory size", "Write it as 64M or 1G.")
+    return int(body) * units[unit]
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+
+
+def _choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"There is no {what} '{value}'", f"Choose one of: {', '.join(choices)}.")

@@ -1,0 +1,186 @@
+"""The machine: a wired board, a mode that runs the guest on it, and THE RUN LOOP.
+
+Built by ``builder.build``. It never asks which mode runs. Results are a status, a sentence and the ledger.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hvemu.cpu.cpuid import CpuId
+from hvemu.cpu.state import GPR_NAMES, VirtualCpu
+from hvemu.devices.bus import Bus
+from hvemu.machine.board import Board
+from hvemu.machine.clock import FAR_AWAY, NANOSECONDS_PER_BYTE, VirtualClock
+from hvemu.machine.configuration import MachineConfiguration
+from hvemu.memory.guest_memory import GuestPhysicalMemory
+from hvemu.memory.walk import walk
+from hvemu.modes.contract import ExecutionMode
+from hvemu.trace.events import Ended, InputArrived
+from hvemu.trace.ledger import Ledger
+from hvemu.trace.tracer import Tracer
+from hvemu.vocabulary.addresses import Position
+from hvemu.vocabulary.errors import ExitStatus
+from hvemu.vocabulary.outcomes import Halt, Stop
+
+_IDLE_LIMIT: Final = 3_600_000_000_000 // NANOSECONDS_PER_BYTE
+"""A guest that sleeps for an hour of virtual time without one interrupt sleeps for ever."""
+_WAIT: Final = 0.25
+
+Idle = Callable[[float], bool]
+"""Wait up to so many host seconds for input; returns whether some may still come."""
+
+
+@dataclass
+class Machine:
+    """One virtual machine. ``run`` may be called again after it returned at a limit."""
+
+    configuration: MachineConfiguration
+    memory: GuestPhysicalMemory
+    clock: VirtualClock
+    board: Board
+    ports: Bus
+    mmio: Bus
+    mode: ExecutionMode
+    cpuid: CpuId
+    ledger: Ledger
+    tracer: Tracer
+    reset: Callable[[], None]
+    stop: Stop | None = None
+    idle: Idle | None = None
+    """Set by a console that can wait for input; without it nothing comes from outside."""
+    poll: Callable[[], None] | None = None
+    """Called now and then with the guest at a boundary; feeds input."""
+    wall_seconds: float = 0.0
+    _idle_since: int = 0
+
+    def run(self, until: int = FAR_AWAY) -> Stop | None:
+        """Run to position ``until`` or to the end; returns why the guest ended, or None at the limit."""
+        mode, clock, interrupt = self.mode, self.clock, self.board.interrupt
+        started = time.perf_counter()
+        try:
+            while self.stop is None and mode.position() < until:
+                if self.poll is not None:
+                    self.poll()
+                clock.run_due()
+                if self.board.nmi.pending and not interrupt.level:
+                    self.board.nmi.pending = False
+                    self.stop = mode.deliver_nmi()
+                elif interrupt.level and mode.can_interrupt():
+                    self._idle_since = mode.position()
+                    self.stop = mode.deliver_interrupt(self.board.lapic.acknowledge())
+                else:
+                    outcome = mode.run(min(clock.deadline(), Position(until)))
+                    if isinstance(outcome, Halt):
+                        self._halt(until)
+                    elif outcome is not None:
+                        self.stop = outcome
+                self._obey()
+        finally:
+            self.wall_seconds += time.perf_counter() - started
+        if self.stop is not None and self.tracer.active:
+            self.tracer.publish(Ended(mode.position(), self.stop.status, self.stop.reason))
+        return self.stop
+
+    def _obey(self) -> None:
+        """Carry out a reset that a device asked for."""
+        if self.board.reset_requested and self.stop is None:
+            self.board.reset_requested = False
+            if self.configuration.reboot:
+                self.reset()
+            else:
+                self.stop = Stop(ExitStatus.POWER_OFF, "the guest reset the machine")
+
+    def _halt(self, until: int) -> None:
+        """HLT: let time pass up to the next event, interrupt or input."""
+        self._idle_since = self.mode.position()
+        while self.stop is None and not self.board.nmi.pending and not self.board.reset_requested:
+            if self.board.interrupt.level and self.mode.can_interrupt():
+                return
+            here = self.mode.position()
+            if here >= until:
+                return
+            deadline = self.clock.deadline()
+            sleeps_for_ever = (
+                deadline >= FAR_AWAY or here - self._idle_since > _IDLE_LIMIT or not self.mode.can_interrupt()
+            )
+            if self.idle is not None:
+                ahead = (deadline - here) * NANOSECONDS_PER_BYTE / 1e9
+                if not self.idle(min(ahead, _WAIT)):
+                    self.idle = None
+                if self.poll is not None:
+                    self.poll()
+                sleeps_for_ever = sleeps_for_ever and self.idle is None
+            if sleeps_for_ever:
+                self.stop = Stop(ExitStatus.HALTED, self._halted_sentence())
+                return
+            if deadline < FAR_AWAY:
+                self.mode.skip(max(0, min(deadline, until) - here))
+                self.clock.run_due()
+
+    def _halted_sentence(self) -> str:
+        cpu = self.mode.leave()
+        why = "with interrupts disabled" if not cpu.flags & 0x200 else "and no interrupt ever comes"
+        return f"The guest ended at EIP {cpu.instruction_pointer:#010x}, after instruction 'hlt': halted for ever {why}."
+
+    # ------------------------------------------------------------------ for people and tools
+
+    def step(self) -> Stop | None:
+        """Execute one guest instruction, or one iteration of a repeated one."""
+        return self.run(self.mode.position() + 1)
+
+    def type_text(self, text: str) -> None:
+        """Press keys on the guest's keyboard."""
+        if self.tracer.active:
+            self.tracer.publish(InputArrived(self.mode.position(), "keyboard", text))
+        self.board.keyboard.type_text(text)
+
+    def send_serial(self, data: bytes) -> None:
+        """Bytes arrive at COM1."""
+        if self.tracer.active:
+            self.tracer.publish(InputArrived(self.mode.position(), "serial", data.decode("latin-1")))
+        self.board.serial.receive(data)
+
+    def press_power_button(self) -> None:
+        """What a finger on the front panel does: an ACPI event that the guest may obey."""
+        self.board.power.press_power_button()
+
+    def registers(self) -> VirtualCpu:
+        """The guest's CPU state at this boundary."""
+        return self.mode.leave()
+
+    def register_values(self) -> dict[str, int]:
+        """The general registers, EIP and EFLAGS by name."""
+        cpu = self.registers()
+        return {**dict(zip(GPR_NAMES, cpu.gprs, strict=True)), "eip": cpu.instruction_pointer, "eflags": cpu.flags}
+
+    def read_memory(self, linear: int, length: int) -> bytes:
+        """Guest memory at a linear address as the CPU would see it now; raises ValueError where nothing is mapped."""
+        paging, pieces = self.registers().paging(), []
+        while length > 0:
+            physical = walk(self.memory, paging, linear & 0xFFFF_FFFF, mark=False)
+            if not isinstance(physical, int):
+                raise ValueError(f"no page is mapped at {linear:#010x}")
+            chunk = min(length, 0x1000 - (linear & 0xFFF))
+            pieces.append(self.memory.read(physical, chunk))
+            linear, length = linear + chunk, length - chunk
+        return b"".join(pieces)
+
+    def screen(self) -> list[str]:
+        """The text screen, a string a row."""
+        return list(self.board.vga.screen(self.memory).rows)
+
+    def statistics(self) -> dict[str, Any]:
+        """The ledger as plain values; instructions are exact where they were counted, else None."""
+        host = self.configuration.clock == "host"
+        return {
+            "mode": self.mode.name,
+            "image": self.configuration.image,
+            "virtual_ns": None if host else self.mode.position() * NANOSECONDS_PER_BYTE,
+            "position": None if host else self.mode.position(),
+            "instructions": self.mode.instructions(),
+            "wall_s": round(self.wall_seconds, 6),
+            "guest_exit": None if self.stop is None else {"status": int(self.stop.status), "reason": self.stop.reason},
+            **self.ledger.as_dict(),
+        }

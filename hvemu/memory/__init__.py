@@ -1,0 +1,1 @@
+"""Machine memory, what the guest sees of it, and the walker of guest page tables."""

@@ -1,0 +1,73 @@
+"""Guest-physical memory: what devices, loaders and the VMM read and write.
+
+Reads outside RAM give ones, writes outside RAM are dropped, as on a bus that nobody answers. A write tells the
+listener, so that translated code of that frame is forgotten. The p2m of a VM is the identity over its RAM here;
+other modes put their own frames behind the same four methods.
+"""
+
+import struct
+from collections.abc import Callable
+
+from hvemu.memory.machine_memory import MachineMemory
+from hvemu.vocabulary.addresses import PAGE_SHIFT
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+
+class GuestPhysicalMemory:
+    """RAM from guest-physical 0 to ``size``."""
+
+    def __init__(self, machine: MachineMemory) -> None:
+        self.machine = machine
+        self.size = machine.size
+        self.view = machine.view
+        self.code_frames: set[int] = set()
+        """Frames the CPU has translated code from; a write to one must be told to the engine."""
+        self.forget_code: Callable[[], None] = lambda: None
+
+    def read(self, address: int, length: int) -> bytes:
+        """``length`` bytes; what lies outside RAM reads as ones."""
+        end = address + length
+        if end <= self.size:
+            return bytes(self.view[address:end])
+        inside = bytes(self.view[address : self.size]) if address < self.size else b""
+        return inside + b"\xff" * (length - len(inside))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store ``data``; what lies outside RAM is dropped."""
+        end = address + len(data)
+        if end > self.size:
+            data = data[: max(0, self.size - address)]
+            end = address + len(data)
+            if not data:
+                return
+        self.view[address:end] = data
+        code = self.code_frames
+        if code:
+            for frame in range(address >> PAGE_SHIFT, ((end - 1) >> PAGE_SHIFT) + 1):
+                if frame in code:
+                    code.clear()
+                    self.forget_code()
+                    break
+
+    def clear(self) -> None:
+        """All zeros, as after power-on."""
+        self.machine.clear()
+
+    def read_u32(self, address: int) -> int:
+        """A little-endian doubleword; ones outside RAM."""
+        if address + 4 <= self.size:
+            return int(_U32.unpack_from(self.view, address)[0])
+        return int.from_bytes(self.read(address, 4), "little")
+
+    def read_u64(self, address: int) -> int:
+        """A little-endian quadword; ones outside RAM."""
+        if address + 8 <= self.size:
+            return int(_U64.unpack_from(self.view, address)[0])
+        return int.from_bytes(self.read(address, 8), "little")
+
+    def set_bits_u32(self, address: int, bits: int) -> None:
+        """Set bits of a doubleword in RAM; how the walker marks accessed and dirty."""
+        if address + 4 <= self.size:
+            _U32.pack_into(self.view, address, _U32.unpack_from(self.view, address)[0] | bits)

@@ -1,0 +1,147 @@
+"""The one walker of guest page tables: linear address -> guest-physical address, or the page fault the CPU raises.
+
+2-level with PSE, and PAE, with NX, WP, accessed and dirty bits (SDM vol. 3A, chapter 4). Not here: 4-level paging,
+SMEP, SMAP and protection keys, which no CPU model of hvemu shows yet. Table pages outside RAM read as ones, as the
+bus would answer.
+"""
+
+from typing import NamedTuple
+
+from hvemu.memory.guest_memory import GuestPhysicalMemory
+from hvemu.vocabulary.paging import (
+    CR0_PG,
+    CR0_WP,
+    CR4_PAE,
+    CR4_PSE,
+    EFER_NXE,
+    ERROR_FETCH,
+    ERROR_PRESENT,
+    ERROR_RESERVED,
+    ERROR_USER,
+    ERROR_WRITE,
+    PagingRegisters,
+)
+
+PTE_PRESENT = 1 << 0
+PTE_WRITABLE = 1 << 1
+PTE_USER = 1 << 2
+PTE_ACCESSED = 1 << 5
+PTE_DIRTY = 1 << 6
+PTE_PAGE_SIZE = 1 << 7
+PTE_NX = 1 << 63
+_PAE_RESERVED = 0x7FFF_FF00_0000_0000  # bits 52..62 and those above a 40-bit physical address
+_PAE_FRAME = 0x000F_FFFF_FFFF_F000
+
+
+class PageFault(NamedTuple):
+    """What #PF would say: the linear address for CR2 and the error code."""
+
+    address: int
+    error_code: int
+
+
+def walk(
+    memory: GuestPhysicalMemory,
+    registers: PagingRegisters,
+    linear: int,
+    *,
+    write: bool = False,
+    user: bool = False,
+    fetch: bool = False,
+    mark: bool = True,
+) -> int | PageFault:
+    """Translate one linear address for one access.
+
+    ``mark`` sets accessed and dirty bits as the CPU does; a debugger passes False. Returns the guest-physical address
+    of the byte, or the fault.
+    """
+    cr0 = registers.cr0
+    if not cr0 & CR0_PG:
+        return linear
+    if registers.cr4 & CR4_PAE:
+        return _walk_pae(memory, registers, linear, write, user, fetch, mark)
+    pde_address = (registers.cr3 & 0xFFFFF000) + ((linear >> 20) & 0xFFC)
+    pde = memory.read_u32(pde_address)
+    if not pde & PTE_PRESENT:
+        return PageFault(linear, (ERROR_WRITE if write else 0) | (ERROR_USER if user else 0))
+    if pde & PTE_PAGE_SIZE and registers.cr4 & CR4_PSE:
+        rights = pde
+        leaf_address = pde_address
+        leaf = pde
+        # PSE-36: bits 13..20 of the entry are bits 32..39 of the address; bit 21 is reserved
+        if pde & 0x0020_0000:
+            return PageFault(linear, _error(True, write, user, False) | ERROR_RESERVED)
+        physical = ((pde & 0x1FE000) << 19) | (pde & 0xFFC00000) | (linear & 0x3FFFFF)
+    else:
+        leaf_address = (pde & 0xFFFFF000) + ((linear >> 10) & 0xFFC)
+        leaf = memory.read_u32(leaf_address)
+        if not leaf & PTE_PRESENT:
+            return PageFault(linear, (ERROR_WRITE if write else 0) | (ERROR_USER if user else 0))
+        rights = pde & leaf
+        physical = (leaf & 0xFFFFF000) | (linear & 0xFFF)
+    if user and not rights & PTE_USER:
+        return PageFault(linear, _error(True, write, user, False))
+    if write and not rights & PTE_WRITABLE and (user or cr0 & CR0_WP):
+        return PageFault(linear, _error(True, write, user, False))
+    if mark:
+        if not pde & PTE_ACCESSED:
+            memory.set_bits_u32(pde_address, PTE_ACCESSED)
+        wanted = PTE_ACCESSED | (PTE_DIRTY if write else 0)
+        if leaf & wanted != wanted:
+            memory.set_bits_u32(leaf_address, wanted)
+    return physical
+
+
+def _walk_pae(
+    memory: GuestPhysicalMemory, registers: PagingRegisters, linear: int, write: bool, user: bool, fetch: bool, mark: bool
+) -> int | PageFault:
+    no_execute = bool(registers.efer & EFER_NXE)
+    reserved = _PAE_RESERVED if no_execute else _PAE_RESERVED | PTE_NX
+    show_fetch = fetch and no_execute
+    pdpte = memory.read_u64((registers.cr3 & 0xFFFFFFE0) + ((linear >> 27) & 0x18))
+    if not pdpte & PTE_PRESENT:
+        return PageFault(linear, _error(False, write, user, show_fetch))
+    if pdpte & (reserved | PTE_NX | 0x1E6):
+        return PageFault(linear, _error(True, write, user, show_fetch) | ERROR_RESERVED)
+    pde_address = (pdpte & _PAE_FRAME) + ((linear >> 18) & 0xFF8)
+    pde = memory.read_u64(pde_address)
+    if not pde & PTE_PRESENT:
+        return PageFault(linear, _error(False, write, user, show_fetch))
+    if pde & reserved:
+        return PageFault(linear, _error(True, write, user, show_fetch) | ERROR_RESERVED)
+    if pde & PTE_PAGE_SIZE:
+        if pde & 0x1FE000:
+            return PageFault(linear, _error(True, write, user, show_fetch) | ERROR_RESERVED)
+        leaf_address, leaf, rights, deny = pde_address, pde, pde, pde
+        physical = (pde & _PAE_FRAME & ~0x1FFFFF) | (linear & 0x1FFFFF)
+    else:
+        leaf_address = (pde & _PAE_FRAME) + ((linear >> 9) & 0xFF8)
+        leaf = memory.read_u64(leaf_address)
+        if not leaf & PTE_PRESENT:
+            return PageFault(linear, _error(False, write, user, show_fetch))
+        if leaf & reserved:
+            return PageFault(linear, _error(True, write, user, show_fetch) | ERROR_RESERVED)
+        rights, deny = pde & leaf, pde | leaf
+        physical = (leaf & _PAE_FRAME) | (linear & 0xFFF)
+    if (
+        (user and not rights & PTE_USER)
+        or (write and not rights & PTE_WRITABLE and (user or registers.cr0 & CR0_WP))
+        or (show_fetch and deny & PTE_NX)
+    ):
+        return PageFault(linear, _error(True, write, user, show_fetch))
+    if mark:
+        if not pde & PTE_ACCESSED:
+            memory.set_bits_u32(pde_address, PTE_ACCESSED)
+        wanted = PTE_ACCESSED | (PTE_DIRTY if write else 0)
+        if leaf & wanted != wanted:
+            memory.set_bits_u32(leaf_address, wanted)
+    return physical
+
+
+def _error(present: bool, write: bool, user: bool, fetch: bool) -> int:
+    return (
+        (ERROR_PRESENT if present else 0)
+        | (ERROR_WRITE if write else 0)
+        | (ERROR_USER if user else 0)
+        | (ERROR_FETCH if fetch else 0)
+    )

@@ -1,0 +1,47 @@
+"""What the machine knows of a mode: enter, run to a position, interrupt, leave."""
+
+from typing import Protocol
+
+from hvemu.cpu.state import VirtualCpu
+from hvemu.vocabulary.addresses import Position
+from hvemu.vocabulary.outcomes import Halt, Stop
+
+
+class ExecutionMode(Protocol):
+    """One technique, holding one virtual CPU while it runs."""
+
+    name: str
+
+    def enter(self, cpu: VirtualCpu) -> None:
+        """Take over the guest in this state; ``enter(leave())`` changes nothing that the guest can see."""
+
+    def leave(self) -> VirtualCpu:
+        """The guest's state at an instruction boundary."""
+
+    def run(self, until: Position) -> Halt | Stop | None:
+        """Run to the first instruction boundary at or after ``until``.
+
+        Returns earlier with Halt or Stop, or with None when the machine should look again: an interrupt can be
+        delivered, or an event has become due sooner.
+        """
+
+    def position(self) -> Position:
+        """Guest code bytes retired; exact inside exit handlers too."""
+
+    def can_interrupt(self) -> bool:
+        """Whether an external interrupt can be delivered at this boundary."""
+
+    def deliver_interrupt(self, vector: int) -> Stop | None:
+        """Deliver an external interrupt."""
+
+    def deliver_nmi(self) -> Stop | None:
+        """Deliver a non-maskable interrupt."""
+
+    def skip(self, amount: int) -> None:
+        """Let ``amount`` bytes' worth of time pass without executing; HLT does."""
+
+    def attend(self) -> None:
+        """Something outside wants the machine's attention at the next instruction boundary."""
+
+    def dirty_pages(self) -> set[int]:
+        """Guest frames written since the last call; all frames at the first."""

@@ -1,0 +1,756 @@
+"""Mode ``native``: the guest kernel at ring 0 of the physical CPU, with no hypervisor in between.
+
+What is left for hvemu is the board (ports and MMIO go to the dispatcher) and what the engine leaves out of the CPU:
+delivery through the IDT, SYSENTER, CPUID, the clock, MSRs, debug registers, I/O permission. Those are hardware assists.
+
+Position is kept by the engine's block clock. An exit in the middle of a block can be made the last thing that
+happens (``_abandon``): the rest of the block runs on poisoned page tables and its effects are thrown away.
+Not emulated: breakpoints in debug registers (the registers are kept and read back), long mode, task switches by #DF.
+"""
+
+import re
+from typing import Final, Protocol
+
+from hvemu.cpu.cpuid import CpuId
+from hvemu.cpu.debug_registers import DebugRegisterFault, DebugRegisters
+from hvemu.cpu.decoder import MAXIMUM_LENGTH, boundaries, decode, describe
+from hvemu.cpu.delivery import DEBUG, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT, WITH_ERROR_CODE, Escalated, Event, TripleFault
+from hvemu.cpu.delivery import deliver as deliver_event
+from hvemu.cpu.io_permission import io_permitted
+from hvemu.cpu.linear import LinearFault, read_linear
+from hvemu.cpu.msr import EFER, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, TSC_AUX, ModelSpecificRegisters, MsrError
+from hvemu.cpu.state import (
+    CS,
+    EAX,
+    EBX,
+    ECX,
+    EDX,
+    ESP,
+    FLAG_IF,
+    FLAG_RF,
+    FLAG_VM,
+    SS,
+    Segment,
+    VirtualCpu,
+)
+from hvemu.dispatch.dispatcher import Dispatcher
+from hvemu.engine import layout
+from hvemu.engine.block_clock import InstructionCounter
+from hvemu.engine.vcpu import EngineError, Vcpu
+from hvemu.memory.guest_memory import GuestPhysicalMemory
+from hvemu.memory.walk import walk
+from hvemu.trace.events import Assisted
+from hvemu.trace.ledger import Ledger
+from hvemu.trace.tracer import Tracer
+from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE, Position
+from hvemu.vocabulary.errors import ExitStatus
+from hvemu.vocabulary.exits import AssistKind, ExitKind, Io, Mmio, vector_name
+from hvemu.vocabulary.outcomes import Halt, Outcome, Retire, Stop
+from hvemu.vocabulary.paging import CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, CR4_TSD, EFER_NXE
+
+_POISON_CR3: Final = 0xFFFF_F000
+"""Page tables nobody answers for: while abandoned, MMIO reads as zeros, which means not present."""
+_SLICE: Final = 40_000_000
+"""Bytes run in one go, so that Python sees signals."""
+_SUSPICIOUS = re.compile(rb"\x0f[\x00\x21\x22\x23\x30\x32\xc7]")
+_INTERCEPTED = frozenset({"rdmsr", "wrmsr", "ltr", "rdrand", "rdseed"})
+_CR4_LEGAL: Final = 0x7FF & ~0x2  # PVI is reserved without VME
+_FLAT_32: Final = 0x00CF0000
+
+
+class InterruptPending(Protocol):
+    """The CPU's INTR pin, as far as a mode looks at it."""
+
+    level: bool
+
+
+class NativeMode:
+    """The baseline that every other mode must equal."""
+
+    name = "native"
+
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        memory: GuestPhysicalMemory,
+        dispatcher: Dispatcher,
+        ledger: Ledger,
+        tracer: Tracer,
+        cpuid: CpuId,
+        msrs: ModelSpecificRegisters,
+        interrupt_pending: InterruptPending,
+        *,
+        count_instructions: bool = False,
+    ) -> None:
+        self.vcpu, self.memory = vcpu, memory
+        self._clock = vcpu.clock
+        self._words = vcpu.words
+        self._cpuid, self._msrs = cpuid, msrs
+        self._pin = interrupt_pending
+        self._tracer = tracer
+        self._io_in = dispatcher.entry(ExitKind.IO_IN)
+        self._io_out = dispatcher.entry(ExitKind.IO_OUT)
+        self._mmio_read = dispatcher.entry(ExitKind.MMIO_READ)
+        self._mmio_write = dispatcher.entry(ExitKind.MMIO_WRITE)
+        dispatcher.where = self._where
+        self._assists = {kind: ledger.counter(kind) for kind in AssistKind}
+        self._engine_errors = ledger.counter(ExitKind.ENGINE_ERROR)
+        self._triple_faults = ledger.counter(ExitKind.TRIPLE_FAULT)
+        self._halts = ledger.counter(ExitKind.HLT)
+        self._debug = DebugRegisters()
+        self._retired = 0  # position when the clock was loaded
+        self._running = False
+        self._until = 0
+        self._slack = 0  # bytes the running budget was enlarged by, to let a shortened block in
+        self._refused: tuple[int, int] | None = None
+        self._attention = False
+        self._end: Stop | None = None
+        self._abandoned: bytearray | None = None
+        self._abandoned_at = 0
+        self._pending_event: Event | None = None
+        self._intercept_at: int | None = None
+        self._sites: set[int] = set()
+        self._retranslate: tuple[int, int] | None = None
+        self._no_execute = False
+        self._baseline: bytes | None = None
+        self._nmi_blocked = False
+        memory.forget_code = vcpu.forget_code
+        msrs.changed = self._msr_changed
+        vcpu.clock.install()
+        self._counter = InstructionCounter(vcpu.handle) if count_instructions else None
+        vcpu.on_interrupt(self._on_interrupt)
+        vcpu.on_invalid_instruction(self._on_invalid)
+        vcpu.on_port_in(self._on_in)
+        vcpu.on_port_out(self._on_out)
+        vcpu.on_instruction("CPUID", self._on_cpuid)
+        vcpu.on_instruction("RDTSC", self._on_rdtsc)
+        vcpu.on_instruction("RDTSCP", self._on_rdtscp)
+        vcpu.on_instruction("SYSENTER", self._on_sysenter)
+        vcpu.on_translation(self._on_translation)
+        end_of_ram = memory.size
+        vcpu.map_ram(0, end_of_ram, memory.machine.host_address)
+        vcpu.map_mmio(end_of_ram, (1 << 32) - end_of_ram, self._on_mmio_read, self._on_mmio_write)
+        vcpu.map_mmio(1 << 32, (1 << 40) - (1 << 32), self._on_mmio_read, self._on_mmio_write)
+        vcpu.allow_mmio()
+
+    # ------------------------------------------------------------------ the ExecutionMode contract
+
+    def enter(self, cpu: VirtualCpu) -> None:
+        """Load the engine with the guest's state."""
+        vcpu = self.vcpu
+        for index, value in enumerate(cpu.gprs):
+            vcpu.set_gpr(index, value)
+        vcpu.set_tables(cpu.gdtr, cpu.idtr, cpu.ldtr, cpu.tr)
+        self._words[layout.WORD_CR0] = cpu.cr0
+        vcpu.set_eflags(cpu.flags)
+        for index, segment in enumerate(cpu.segments):
+            vcpu.set_segment(index, segment)
+        vcpu.set_eip(cpu.instruction_pointer)
+        vcpu.set_cr2(cpu.cr2)
+        vcpu.set_control(cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
+        vcpu.set_interrupt_shadow(cpu.interrupt_shadow)
+        vcpu.write_fpu(cpu.fpu)
+        self._debug.values[:] = cpu.debug
+        self._nmi_blocked = cpu.nmi_blocked
+        for index, value in cpu.msrs.items():
+            self._msrs.values[index] = value
+            self._msr_changed(index, value)
+        self._no_execute = bool(cpu.efer & EFER_NXE)
+        vcpu.clear_exception()
+        vcpu.forget_code()
+
+    def leave(self) -> VirtualCpu:
+        """Read the guest's state out of the engine."""
+        vcpu = self.vcpu
+        paging = vcpu.paging()
+        return VirtualCpu(
+            gprs=[vcpu.gpr(index) for index in range(8)],
+            instruction_pointer=vcpu.eip(),
+            flags=vcpu.eflags(),
+            segments=[vcpu.segment(index) for index in range(6)],
+            gdtr=vcpu.gdt(),
+            idtr=vcpu.idt(),
+            ldtr=vcpu.ldt_segment(),
+            tr=vcpu.task_segment(),
+            cr0=paging.cr0,
+            cr2=vcpu.cr2(),
+            cr3=paging.cr3,
+            cr4=paging.cr4,
+            debug=list(self._debug.values),
+            msrs=dict(self._msrs.values),
+            efer=paging.efer,
+            interrupt_shadow=vcpu.interrupt_shadow(),
+            nmi_blocked=self._nmi_blocked,
+            fpu=vcpu.read_fpu(),
+        )
+
+    def position(self) -> Position:
+        """Guest code bytes retired, the instruction at EIP not included."""
+        if not self._running:
+            return Position(self._retired)
+        if self._abandoned is not None:
+            return Position(self._abandoned_at)
+        return Position(self._retired + self._clock.consumed() - self._tail())
+
+    def _tail(self) -> int:
+        """Bytes of the current block that have been charged but lie at or after EIP."""
+        cells = self._clock.cells
+        tail: int = cells.address + cells.size - self.vcpu.linear_eip()
+        return tail if 0 < tail <= cells.size else 0
+
+    def _where(self) -> tuple[int, Position]:
+        return self.vcpu.eip(), self.position()
+
+    def instructions(self) -> int | None:
+        """Instructions retired, when counted."""
+        return self._counter.count() if self._counter else None
+
+    def limit_instructions(self, amount: int) -> None:
+        """End the guest before it starts more than ``amount`` further instructions."""
+        if self._counter is None:
+            raise ValueError("instructions are not counted in this machine")
+        self._counter.load(amount)
+
+    def can_interrupt(self) -> bool:
+        """IF is set and no STI or MOV SS shadow is over the next instruction."""
+        return self.vcpu.interrupts_enabled() and not self.vcpu.interrupt_shadow()
+
+    def deliver_interrupt(self, vector: int) -> Stop | None:
+        """Deliver an external interrupt."""
+        self._deliver(AssistKind.EXTERNAL_INTERRUPT, Event(vector, external=True))
+        return self._take_end()
+
+    def deliver_nmi(self) -> Stop | None:
+        """Deliver a non-maskable interrupt."""
+        self._deliver(AssistKind.NMI, Event(2, external=True))
+        return self._take_end()
+
+    def skip(self, amount: int) -> None:
+        """Let time pass without executing."""
+        self._retired += amount
+
+    def attend(self) -> None:
+        """Look up at the next instruction boundary."""
+        self._attention = True
+
+    def stop_soon(self, stop: Stop) -> None:
+        """End the guest at the next boundary; for devices."""
+        self._end = self._end or stop
+        self._attention = True
+
+    def shorten(self, until: Position) -> None:
+        """An event has become due earlier than the position given to ``run``."""
+        if self._running and until < self._until:
+            self._clock.shorten(self._until - until)
+            self._until = until
+            if self._clock.remaining() < 0:
+                self._attention = True
+
+    def dirty_pages(self) -> set[int]:
+        """Frames that differ from the copy kept at the last call; there is no technique to ask."""
+        size, view = self.memory.size, self.memory.view
+        before, self._baseline = self._baseline, bytes(view)
+        frames = range(size >> PAGE_SHIFT)
+        if before is None:
+            return set(frames)
+        now = self._baseline
+        return {
+            frame
+            for frame in frames
+            if now[frame * PAGE_SIZE : (frame + 1) * PAGE_SIZE] != before[frame * PAGE_SIZE : (frame + 1) * PAGE_SIZE]
+        }
+
+    def run(self, until: Position) -> Halt | Stop | None:
+        """Run to the first instruction boundary at or after ``until``; see the contract."""
+        self._until = until
+        while True:
+            if self._end is not None:
+                return self._take_end()
+            if self._attention:
+                self._attention = False
+                return None
+            left = self._until - self._retired
+            if left <= 0 or (self._pin.level and self.can_interrupt()):
+                return None
+            if self._go(min(left, _SLICE), window=self._pin.level):
+                return self._take_end() or Halt()
+            if self._refused is not None and self._end is None and not self._attention:
+                self._approach(*self._refused)
+
+    def _take_end(self) -> Stop | None:
+        end, self._end = self._end, None
+        return end
+
+    def _approach(self, address: int, size: int) -> None:
+        """A block was refused: find out why and take the step that the block-wise clock cannot."""
+        if self._retranslate is not None:
+            self.vcpu.forget_code_at(*self._retranslate)
+            self._retranslate = None
+            return
+        left = self._until - self._retired
+        if left <= 0:
+            return
+        if self.vcpu.interrupt_shadow() and self._pin.level:
+            self._go(size)  # a block in the shadow of STI is one instruction
+        elif left < size and not (self._pin.level and self.can_interrupt()):
+            end = self._boundary(address, size, left)
+            if end == size:
+                self._go(size)
+            else:
+                self._go_part(address, size, end, end - left)
+
+    def _go_part(self, address: int, size: int, end: int, slack: int) -> None:
+        """Run the first ``end`` bytes of the block at ``address``, an instruction boundary."""
+        vcpu = self.vcpu
+        vcpu.forget_code_at(address, size)
+        vcpu.set_exits([(address + end) & 0xFFFF_FFFF])
+        self._slack = slack
+        try:
+            self._go(end, exit_at=(address + end) & 0xFFFF_FFFF)
+        finally:
+            self._slack = 0
+            vcpu.set_exits([])
+            vcpu.forget_code_at(address, size)
+
+    def _boundary(self, address: int, size: int, left: int) -> int:
+        """Offset of the first instruction boundary at or after ``left`` in a block."""
+        code = self._code(address, size)
+        return next((at for at, _, _ in boundaries(code, self._bits()) if at >= left), size)
+
+    # ------------------------------------------------------------------ one stretch of the engine
+
+    def _go(self, budget: int, *, window: bool = False, exit_at: int | None = None) -> bool:
+        """Run the engine for at most ``budget`` bytes and settle the account; returns whether the guest halted."""
+        vcpu, clock = self.vcpu, self._clock
+        self._refused = None
+        clock.load(budget, window=window)
+        self._running = True
+        try:
+            vcpu.run()
+        except EngineError as error:
+            if self._abandoned is None:
+                self._engine_errors[error.number] += 1
+                self._end = self._end or Stop(ExitStatus.GUEST_ENDED, self.sentence(str(error)))
+        finally:
+            settled = self.position()
+            cells = clock.cells
+            linear = vcpu.linear_eip()
+            untouched = self._abandoned is None and self._intercept_at is None and self._end is None
+            refused = untouched and cells.size != 0 and linear == cells.address
+            self._running = False
+            self._retired = settled
+        if self._counter and self._counter.exhausted() and self._end is None:
+            self._end = Stop(ExitStatus.LIMIT, self.sentence("the instruction limit was reached"))
+            return False
+        if self._abandoned is not None:
+            self._recover()
+        elif self._intercept_at is not None:
+            self._emulate()
+        elif refused:
+            self._refused = cells.address, cells.size
+        elif untouched and linear != exit_at:
+            return True
+        return False
+
+    def _abandon(self, eip: int, event: Event | None = None, accumulator: int | None = None) -> None:
+        """Make the present instruction the last: what the engine still executes of the block will not have happened.
+
+        ``eip`` is where the guest goes on; ``event`` is delivered there first.
+        """
+        vcpu, words = self.vcpu, self._words
+        cells = self._clock.cells
+        tail = cells.address + cells.size - ((vcpu.linear_eip() - vcpu.eip() + eip) & 0xFFFF_FFFF)
+        self._abandoned_at = self._retired + self._clock.consumed() - (tail if 0 < tail <= cells.size else 0)
+        before = words[layout.WORD_EIP]
+        words[layout.WORD_EIP] = eip
+        hflags = words[layout.WORD_HFLAGS]
+        if event is None:
+            vcpu.set_interrupt_shadow(False)
+        saved = vcpu.save()
+        words[layout.WORD_EIP], words[layout.WORD_HFLAGS] = before, hflags
+        if accumulator is not None:
+            saved[0:8] = accumulator.to_bytes(8, "little")
+        self._abandoned = saved
+        self._pending_event = event
+        words[layout.WORD_CR0] |= CR0_PG
+        words[layout.WORD_CR3] = _POISON_CR3
+        words[layout.WORD_CR4] &= ~CR4_PAE
+        vcpu.flush_tlb()
+        self._clock.refuse_next()
+
+    def _recover(self) -> None:
+        vcpu = self.vcpu
+        assert self._abandoned is not None
+        vcpu.restore(self._abandoned)
+        self._abandoned = None
+        vcpu.flush_tlb()
+        vcpu.clear_exception()
+        event, self._pending_event = self._pending_event, None
+        if event is not None:
+            self._deliver(AssistKind.IO_PERMISSION, event)
+
+    # ------------------------------------------------------------------ ports and MMIO
+
+    def _forbidden(self, port: int, size: int) -> bool:
+        """IOPL and the I/O bitmap; a forbidden access is abandoned with #GP."""
+        words = self._words
+        flags = words[layout.WORD_EFLAGS]
+        if not words[layout.WORD_CR0] & CR0_PE:
+            return False
+        if words[layout.WORD_HFLAGS] & 3 <= (flags >> 12) & 3 and not flags & FLAG_VM:
+            return False
+        if io_permitted(self.vcpu, self.memory, port, size):
+            return False
+        self._abandon(self.vcpu.eip(), Event(GENERAL_PROTECTION, 0))
+        return True
+
+    def _on_in(self, port: int, size: int) -> int:
+        if self._abandoned is not None:
+            return 0
+        if self._words[layout.WORD_HFLAGS] & 3 and self._forbidden(port, size):
+            return 0
+        outcome = self._io_in(Io(port, size))
+        value = outcome.value if type(outcome) is Retire else self._other(outcome)
+        if self._attention:
+            self._after_access(value, size)
+        return value
+
+    def _on_out(self, port: int, size: int, value: int) -> None:
+        if self._abandoned is not None:
+            return
+        if self._words[layout.WORD_HFLAGS] & 3 and self._forbidden(port, size):
+            return
+        outcome = self._io_out(Io(port, size, value))
+        if type(outcome) is not Retire:
+            self._other(outcome)
+        if self._attention:
+            self._after_access(None, size)
+
+    def _on_mmio_read(self, address: int, size: int) -> int:
+        if self._abandoned is not None:
+            return 0
+        outcome = self._mmio_read(Mmio(address, size))
+        value = outcome.value if type(outcome) is Retire else self._other(outcome)
+        if self._attention:
+            self._clock.refuse_next()
+        return value
+
+    def _on_mmio_write(self, address: int, size: int, value: int) -> None:
+        if self._abandoned is not None:
+            return
+        outcome = self._mmio_write(Mmio(address, size, value))
+        if type(outcome) is not Retire:
+            self._other(outcome)
+        if self._attention:
+            self._after_access(None, size)
+
+    def _other(self, outcome: Outcome) -> int:
+        if isinstance(outcome, Stop):
+            self.stop_soon(outcome)
+        return 0
+
+    def _after_access(self, value: int | None, size: int) -> None:
+        """A device wants attention: stop right after this instruction if anything can happen there."""
+        urgent = self._end is not None or self._clock.remaining() < 0
+        if not urgent and not self._pin.level:
+            self._attention = False
+            return
+        if not urgent and not self.can_interrupt():
+            self._attention = False
+            self._clock.open_window()
+            return
+        eip = self.vcpu.eip()
+        instruction = decode(self._code(self.vcpu.linear_eip(), MAXIMUM_LENGTH), self._bits())
+        if instruction is None or instruction.mnemonic not in ("mov", "in", "out"):
+            self._clock.refuse_next()  # the rest of the instruction is the engine's; stop at the end of the block
+            return
+        accumulator = None
+        if value is not None:
+            mask = (1 << (8 * size)) - 1
+            accumulator = (self.vcpu.gpr(EAX) & ~mask) | (value & mask)
+        self._abandon((eip + len(instruction.code)) & 0xFFFF_FFFF, accumulator=accumulator)
+
+    # ------------------------------------------------------------------ exceptions and interrupts
+
+    def _on_interrupt(self, vector: int) -> None:
+        vcpu = self.vcpu
+        if self._abandoned is not None:
+            vcpu.stop()
+            return
+        self._settle_block()
+        if vcpu.is_software_interrupt():
+            eip = vcpu.eip()
+            length = 1 if vector in (3, 4) and self._code(vcpu.linear_eip() - 1, 1) in (b"\xcc", b"\xce") else 2
+            event = Event(vector, software=True, start=(eip - length) & 0xFFFF_FFFF)
+            if self._deliver(AssistKind.SOFTWARE_INTERRUPT, event):
+                self._clock.refund(length)
+            return
+        if vector == DEBUG:
+            self._debug.single_stepped()
+        elif self._counter:
+            self._counter.take_back()
+        code = vcpu.error_code() if vector in WITH_ERROR_CODE else None
+        self._deliver(AssistKind.EXCEPTION, Event(vector, code, address=vcpu.cr2() if vector == PAGE_FAULT else None))
+
+    def _on_invalid(self) -> bool:
+        if self._abandoned is not None:
+            self.vcpu.stop()
+            return True
+        self._settle_block()
+        if self._counter:
+            self._counter.take_back()
+        self._deliver(AssistKind.EXCEPTION, Event(INVALID_OPCODE))
+        return self._end is None
+
+    def _settle_block(self) -> None:
+        """Refund what the current block will not execute, and take back the slack of a shortened block."""
+        clock = self._clock
+        if tail := self._tail():
+            clock.refund(tail)
+            clock.cells.size -= tail
+        if self._slack:
+            clock.shorten(self._slack)
+            self._slack = 0
+
+    def _deliver(self, kind: AssistKind, event: Event) -> bool:
+        """Deliver through the IDT; a failure ends the guest with a sentence. Returns whether it escalated."""
+        vcpu = self.vcpu
+        self._assists[kind][event.vector] += 1
+        if self._tracer.active:
+            self._tracer.publish(Assisted(self.position(), kind, vcpu.eip(), event.vector, event.error_code))
+        before = vcpu.eip(), vcpu.linear_eip()
+        problem = deliver_event(vcpu, self.memory, event)
+        vcpu.clear_exception()
+        vcpu.set_interrupt_shadow(False)
+        if problem is None or isinstance(problem, Escalated):
+            if self._running and self._pin.level and not self._clock.cells.bias and vcpu.interrupts_enabled():
+                self._clock.open_window()
+            return problem is not None
+        if isinstance(problem, TripleFault):
+            self._triple_faults[0] += 1
+            faults = ", then ".join(
+                vector_name(fault.vector)
+                + (f" (error code {fault.error_code:#x})" if fault.error_code is not None else "")
+                + (f" at address {fault.address:#010x}" if fault.address is not None else "")
+                for fault in problem.events
+            )
+            self._end = Stop(ExitStatus.TRIPLE_FAULT, self.sentence(f"triple fault: {faults}", before))
+        else:
+            self._end = Stop(ExitStatus.GUEST_ENDED, self.sentence(problem.reason, before))
+        if self._running:
+            vcpu.stop()
+        return True
+
+    def sentence(self, cause: str, where: tuple[int, int] | None = None) -> str:
+        """A sentence for people: EIP, instruction and cause."""
+        eip, linear = where or (self.vcpu.eip(), self.vcpu.linear_eip())
+        code = self._code(linear, MAXIMUM_LENGTH)
+        return f"The guest ended at EIP {eip:#010x}, instruction {describe(code, self._bits(), eip)}: {cause}."
+
+    # ------------------------------------------------------------------ instructions done in place of the CPU
+
+    def _note(self, kind: AssistKind, detail: int) -> None:
+        self._assists[kind][detail] += 1
+        if self._tracer.active:
+            self._tracer.publish(Assisted(self.position(), kind, self.vcpu.eip(), detail))
+
+    def _on_cpuid(self) -> None:
+        if self._abandoned is not None:
+            return
+        vcpu = self.vcpu
+        leaf = vcpu.gpr(EAX)
+        self._note(AssistKind.CPUID, leaf)
+        eax, ebx, ecx, edx = self._cpuid.query(leaf, vcpu.gpr(ECX))
+        vcpu.set_gpr(EAX, eax)
+        vcpu.set_gpr(EBX, ebx)
+        vcpu.set_gpr(ECX, ecx)
+        vcpu.set_gpr(EDX, edx)
+
+    def _on_rdtsc(self) -> None:
+        if self._abandoned is not None:
+            return
+        vcpu = self.vcpu
+        if vcpu.words[layout.WORD_CR4] & CR4_TSD and vcpu.cpl():
+            self._abandon(vcpu.eip(), Event(GENERAL_PROTECTION, 0))
+            return
+        self._note(AssistKind.RDTSC, 0)
+        tsc = self._msrs.tsc()
+        vcpu.set_gpr(EAX, tsc)
+        vcpu.set_gpr(EDX, tsc >> 32)
+
+    def _on_rdtscp(self) -> None:
+        self._on_rdtsc()
+        if self._abandoned is None:
+            self.vcpu.set_gpr(ECX, self._msrs.values[TSC_AUX])
+
+    def _on_sysenter(self) -> None:
+        """SDM vol. 2B, SYSENTER. The engine adds the instruction's two bytes afterwards."""
+        if self._abandoned is not None:
+            return
+        vcpu, values = self.vcpu, self._msrs.values
+        selector = values[SYSENTER_CS] & 0xFFFC
+        self._note(AssistKind.SYSENTER, 0)
+        if not selector:
+            self._deliver(AssistKind.EXCEPTION, Event(GENERAL_PROTECTION, 0))
+            vcpu.set_eip(vcpu.eip() - 2)
+            return
+        vcpu.set_eflags(vcpu.eflags() & ~(FLAG_VM | FLAG_IF | FLAG_RF))
+        vcpu.set_segment(SS, Segment(selector + 8, 0, 0xFFFF_FFFF, _FLAT_32 | 0x9300))
+        vcpu.set_segment(CS, Segment(selector, 0, 0xFFFF_FFFF, _FLAT_32 | 0x9B00))
+        vcpu.set_gpr(ESP, values[SYSENTER_ESP])
+        vcpu.set_eip(values[SYSENTER_EIP] - 2)
+        vcpu.set_interrupt_shadow(False)
+
+    def _msr_changed(self, index: int, value: int) -> None:
+        if index == EFER:
+            self._no_execute = bool(value & EFER_NXE)
+            paging = self.vcpu.paging()
+            self.vcpu.set_control(paging.cr0, paging.cr3, paging.cr4, value)
+        elif index in (SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP):
+            self.vcpu.write_msr(index, value)
+
+    # ------------------------------------------------------------------ translation and interception
+
+    def _bits(self) -> int:
+        return 32 if self._words[layout.WORD_HFLAGS] & (1 << 4) else 16
+
+    def _code(self, linear: int, length: int) -> bytes:
+        """Code bytes as the CPU would fetch them, as many as are mapped."""
+        memory, paging = self.memory, self.vcpu.paging()
+        try:
+            return read_linear(memory, paging, linear, length, mark=False)
+        except LinearFault:
+            first = PAGE_SIZE - linear % PAGE_SIZE
+            if length > first:
+                return self._code(linear, first)
+            return b""
+
+    def _on_translation(self, linear: int, size: int) -> None:
+        """A block has been translated and is about to run: note its frame, look for instructions to intercept."""
+        memory, paging = self.memory, self.vcpu.paging()
+        physical = walk(memory, paging, linear & 0xFFFF_FFFF, mark=False)
+        if not isinstance(physical, int):
+            return
+        memory.code_frames.add(physical >> PAGE_SHIFT)
+        if (linear & (PAGE_SIZE - 1)) + size > PAGE_SIZE:
+            code = self._code(linear, size)
+            second = walk(memory, paging, (linear + size - 1) & 0xFFFF_FFFF, mark=False)
+            if isinstance(second, int):
+                memory.code_frames.add(second >> PAGE_SHIFT)
+        else:
+            code = bytes(memory.view[physical : physical + size])
+        if self._no_execute:
+            # Stores through a non-executable mapping are checked against translated code once per TLB entry only.
+            self.vcpu.flush_tlb()
+        if _SUSPICIOUS.search(code) and self._abandoned is None:
+            self._intercept_sites(linear, size, code)
+
+    def _intercept_sites(self, linear: int, size: int, code: bytes) -> None:
+        fresh = False
+        for at, mnemonic, operands in boundaries(code, self._bits()):
+            if _is_intercepted(mnemonic, operands) and linear + at not in self._sites:
+                self._sites.add(linear + at)
+                self.vcpu.on_execute(linear + at, self._on_site)
+                fresh = True
+        if fresh:
+            self._retranslate = linear, size
+            self._clock.refuse_next()
+
+    def _on_site(self, _linear: int) -> None:
+        """Just before an instruction that may need to be intercepted."""
+        vcpu = self.vcpu
+        if self._abandoned is not None:
+            vcpu.stop()
+            return
+        instruction = decode(self._code(vcpu.linear_eip(), MAXIMUM_LENGTH), self._bits())
+        if instruction is None or not _is_intercepted(instruction.mnemonic, instruction.operands):
+            return
+        if vcpu.cpl() and instruction.mnemonic not in ("rdrand", "rdseed"):
+            return  # the engine raises #GP by itself
+        if instruction.mnemonic == "mov" and instruction.operands.startswith(("cr0", "cr4")):
+            if self._legal_control(instruction.operands):
+                return
+        elif instruction.mnemonic == "ltr" and self._ltr_selector(instruction.code) & 0xFFFC:
+            return
+        self._intercept_at = vcpu.linear_eip()
+        vcpu.stop()
+
+    def _legal_control(self, operands: str) -> bool:
+        value = self.vcpu.gpr(_REGISTERS[operands[5:]])
+        if operands.startswith("cr4"):
+            return not value & ~_CR4_LEGAL
+        if value & CR0_PG and not value & CR0_PE:
+            return False
+        return not (value & CR0_NW and not value & CR0_CD)
+
+    def _ltr_selector(self, code: bytes) -> int:
+        """The operand of LTR when it is a register; a memory operand is left to the engine as non-null."""
+        modrm = code[-1]
+        return self.vcpu.gpr(modrm & 7) & 0xFFFF if modrm >> 6 == 3 else 4
+
+    def _emulate(self) -> None:
+        """Do the intercepted instruction at EIP in place of the CPU."""
+        vcpu = self.vcpu
+        self._intercept_at = None
+        instruction = decode(self._code(vcpu.linear_eip(), MAXIMUM_LENGTH), self._bits())
+        assert instruction is not None
+        mnemonic, operands = instruction.mnemonic, instruction.operands
+        event: Event | None = None
+        if mnemonic == "rdmsr":
+            index = vcpu.gpr(ECX)
+            self._note(AssistKind.RDMSR, index)
+            try:
+                value = self._msrs.read(index)
+                vcpu.set_gpr(EAX, value)
+                vcpu.set_gpr(EDX, value >> 32)
+            except MsrError:
+                event = Event(GENERAL_PROTECTION, 0)
+        elif mnemonic == "wrmsr":
+            index = vcpu.gpr(ECX)
+            self._note(AssistKind.WRMSR, index)
+            try:
+                self._msrs.write(index, vcpu.gpr(EDX) << 32 | vcpu.gpr(EAX))
+            except MsrError:
+                event = Event(GENERAL_PROTECTION, 0)
+        elif mnemonic in ("rdrand", "rdseed"):
+            self._note(AssistKind.RANDOM, 0)
+            event = Event(INVALID_OPCODE)
+        elif mnemonic == "ltr":
+            self._note(AssistKind.TASK_REGISTER, 0)
+            event = Event(GENERAL_PROTECTION, 0)
+        elif operands.startswith("cr"):
+            self._note(AssistKind.CONTROL_REGISTER, int(operands[2]))
+            event = Event(GENERAL_PROTECTION, 0)
+        else:
+            event = self._move_debug(operands)
+        if event is None:
+            vcpu.set_eip(vcpu.eip() + len(instruction.code))
+            self._retired += len(instruction.code)
+            vcpu.set_interrupt_shadow(False)
+        else:
+            if self._counter:
+                self._counter.take_back()
+            self._deliver(AssistKind.EXCEPTION, event)
+
+    def _move_debug(self, operands: str) -> Event | None:
+        target, source = operands.split(", ")
+        debugging_extensions = bool(self._words[layout.WORD_CR4] & 8)
+        number = int((target if target.startswith("dr") else source)[2])
+        self._note(AssistKind.DEBUG_REGISTER, number)
+        try:
+            if target.startswith("dr"):
+                self._debug.write(number, self.vcpu.gpr(_REGISTERS[source]), debugging_extensions)
+            else:
+                self.vcpu.set_gpr(_REGISTERS[target], self._debug.read(number, debugging_extensions))
+        except DebugRegisterFault as fault:
+            return Event(fault.vector)
+        return None
+
+
+_REGISTERS = {name: index for index, name in enumerate(("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"))}
+
+
+def _is_intercepted(mnemonic: str, operands: str) -> bool:
+    if mnemonic == "mov":
+        return operands.startswith(("dr", "cr0", "cr4")) or ", dr" in operands
+    return mnemonic in _INTERCEPTED

@@ -1,0 +1,1 @@
+"""One stream of typed, positioned events; the ledger counts, observers watch."""

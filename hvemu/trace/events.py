@@ -1,0 +1,59 @@
+"""The events of the one stream. Every event carries the position at which it happened."""
+
+from dataclasses import dataclass
+
+from hvemu.vocabulary.addresses import Position
+from hvemu.vocabulary.exits import AssistKind, ExitKind
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened at a position."""
+
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Exited(Event):
+    """Control came to the hypervisor. ``detail`` is the port, address or vector; ``value`` what was read or written."""
+
+    kind: ExitKind
+    eip: int
+    detail: int
+    size: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assisted(Event):
+    """hvemu acted in place of the CPU."""
+
+    kind: AssistKind
+    eip: int
+    detail: int
+    error_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpoke(Event):
+    """A device told its watcher something."""
+
+    device: str
+    what: str
+    detail: int | str
+
+
+@dataclass(frozen=True, slots=True)
+class InputArrived(Event):
+    """Bytes or keys came from outside; recording these is all that replay needs."""
+
+    source: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Event):
+    """The guest stopped for good."""
+
+    status: int
+    reason: str

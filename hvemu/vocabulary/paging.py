@@ -1,0 +1,52 @@
+"""The registers that decide how a linear address is translated, as one value, and what an access wants."""
+
+from typing import Final, NamedTuple
+
+CR0_PE: Final = 1 << 0
+CR0_MP: Final = 1 << 1
+CR0_EM: Final = 1 << 2
+CR0_TS: Final = 1 << 3
+CR0_ET: Final = 1 << 4
+CR0_NE: Final = 1 << 5
+CR0_WP: Final = 1 << 16
+CR0_AM: Final = 1 << 18
+CR0_NW: Final = 1 << 29
+CR0_CD: Final = 1 << 30
+CR0_PG: Final = 1 << 31
+CR4_VME: Final = 1 << 0
+CR4_PVI: Final = 1 << 1
+CR4_TSD: Final = 1 << 2
+CR4_DE: Final = 1 << 3
+CR4_PSE: Final = 1 << 4
+CR4_PAE: Final = 1 << 5
+CR4_MCE: Final = 1 << 6
+CR4_PGE: Final = 1 << 7
+CR4_PCE: Final = 1 << 8
+CR4_OSFXSR: Final = 1 << 9
+CR4_OSXMMEXCPT: Final = 1 << 10
+EFER_SCE: Final = 1 << 0
+EFER_LME: Final = 1 << 8
+EFER_LMA: Final = 1 << 10
+EFER_NXE: Final = 1 << 11
+EFER_SVME: Final = 1 << 12
+
+# Page-fault error code, SDM vol. 3A, figure 4-12
+ERROR_PRESENT: Final = 1
+ERROR_WRITE: Final = 2
+ERROR_USER: Final = 4
+ERROR_RESERVED: Final = 8
+ERROR_FETCH: Final = 16
+
+
+class PagingRegisters(NamedTuple):
+    """CR0, CR3, CR4 and EFER: all that ``walk`` needs besides memory."""
+
+    cr0: int
+    cr3: int
+    cr4: int
+    efer: int
+
+    @property
+    def enabled(self) -> bool:
+        """Whether linear addresses are translated at all."""
+        return bool(self.cr0 & CR0_PG)

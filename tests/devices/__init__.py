@@ -1,0 +1,1 @@
+"""Tests of the chips, one behaviour each, against fakes of their ports."""
