@@ -11,16 +11,16 @@ import ctypes
 import mmap
 import platform
 import sys
-from typing import Any
-
 from hvemu.engine import binding
 
 # block:  mov edx,edx / mov [rcx+16],rdx / mov [rcx+24],rsi / sub [rcx],rdx / js slow / ret
 # slow:   mov rax,[rcx+40] / test rax,rax / jz stop / add rax,[rcx] / js stop
 #         mov rax,[rcx+32] / test dword [rax],0x200 / jnz stop / ret
-# stop:   jmp [rcx+8]                        (uc_emu_stop; the engine's handle is still the first argument)
+# stop:   mov rax,[rcx+32] / mov eax,[rax] / mov [rcx+48],rax
+#         jmp [rcx+8]                        (uc_emu_stop; the engine's handle is still the first argument)
 _BLOCK_CODE = bytes.fromhex(
-    "89d2 48895110 48897118 482911 7801 c3 488b4128 4885c0 7412 480301 780d 488b4120 f70000020000 7501 c3 ff6108"
+    "89d2 48895110 48897118 482911 7801 c3 488b4128 4885c0 7412 480301 780d 488b4120 f70000020000 7501 c3"
+    "488b4120 8b00 48894130 ff6108"
 )
 # code:   sub qword [rcx],1 / js stop / ret / stop: jmp [rcx+8]
 _CODE_CODE = bytes.fromhex("48832901 7801 c3 ff6108")
@@ -33,15 +33,18 @@ def native_clock_supported() -> bool:
     return platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32"
 
 
-class _Cells(ctypes.Structure):
-    _fields_ = (
-        ("budget", ctypes.c_int64),
-        ("stop_function", ctypes.c_uint64),
-        ("size", ctypes.c_uint64),
-        ("address", ctypes.c_uint64),
-        ("eflags_address", ctypes.c_uint64),
-        ("bias", ctypes.c_uint64),
-    )
+BUDGET, STOP_FUNCTION, SIZE, ADDRESS, EFLAGS_ADDRESS, BIAS, EFLAGS = range(7)
+"""Indices of the 64-bit cells that the machine code and Python share."""
+
+
+def _cells() -> memoryview:
+    cells = memoryview(bytearray(64)).cast("q")
+    cells[STOP_FUNCTION] = binding.callback_address(binding.library.uc_emu_stop)
+    return cells
+
+
+def _address(cells: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(cells))
 
 
 class BlockClock:
@@ -49,12 +52,10 @@ class BlockClock:
 
     def __init__(self, handle: int, eflags_address: int, *, native: bool | None = None) -> None:
         self.native = native_clock_supported() if native is None else native
-        self.cells: Any = _Cells()
+        self.cells = _cells()
         self._handle = handle
-        stop = binding.callback_address(binding.library.uc_emu_stop)
-        self.cells.stop_function = stop
-        self.cells.eflags_address = eflags_address
-        self._loaded = 0
+        self.cells[EFLAGS_ADDRESS] = eflags_address
+        self.loaded = 0
         self._flags = ctypes.c_uint32.from_address(eflags_address)
         if self.native:
             self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -67,62 +68,72 @@ class BlockClock:
     def install(self) -> None:
         """Hook every block of the engine."""
         binding.add_hook(
-            self._handle,
-            binding.constants.UC_HOOK_BLOCK,
-            self._callback_address,
-            ctypes.addressof(self.cells),
-            1,
-            0,
+            self._handle, binding.constants.UC_HOOK_BLOCK, self._callback_address, _address(self.cells), 1, 0
         )
 
     def load(self, budget: int, *, window: bool = False) -> None:
         """Allow ``budget`` bytes from now on; in window mode also refuse a block that starts with IF set."""
         budget = min(budget, _FOREVER)
-        self._loaded = budget
+        self.loaded = budget
         cells = self.cells
-        cells.size = 0
-        cells.bias = WINDOW_BIAS if window else 0
-        cells.budget = budget - WINDOW_BIAS if window else budget
+        cells[SIZE] = 0
+        cells[BIAS] = WINDOW_BIAS if window else 0
+        cells[BUDGET] = budget - WINDOW_BIAS if window else budget
 
     def open_window(self) -> None:
         """Switch a running budget to window mode."""
         cells = self.cells
-        if not cells.bias:
-            cells.bias = WINDOW_BIAS
-            cells.budget -= WINDOW_BIAS
+        if not cells[BIAS]:
+            cells[BIAS] = WINDOW_BIAS
+            cells[BUDGET] -= WINDOW_BIAS
+
+    def in_window_mode(self) -> bool:
+        """Whether blocks that start with IF set are refused."""
+        return self.cells[BIAS] != 0
 
     def remaining(self) -> int:
         """Bytes left; negative once a block has been refused for want of budget."""
         cells = self.cells
-        return int(cells.budget + cells.bias)
+        return cells[BUDGET] + cells[BIAS]
 
     def consumed(self) -> int:
         """Bytes charged since ``load``, the refused block included."""
         cells = self.cells
-        return int(self._loaded - cells.budget - cells.bias)
+        return self.loaded - cells[BUDGET] - cells[BIAS]
+
+    def block(self) -> tuple[int, int]:
+        """Linear address and size of the block entered or refused last; size 0 if there was none since ``load``."""
+        cells = self.cells
+        return cells[ADDRESS], cells[SIZE]
+
+    def refused_eflags(self) -> int:
+        """The engine's EFLAGS, without the arithmetic bits, where a block was refused."""
+        return self.cells[EFLAGS]
 
     def shorten(self, amount: int) -> None:
         """Take ``amount`` bytes from the budget without charging them."""
-        self.cells.budget -= amount
-        self._loaded -= amount
+        self.cells[BUDGET] -= amount
+        self.loaded -= amount
 
     def refund(self, amount: int) -> None:
-        """Give back bytes of a block that were charged but not executed."""
-        self.cells.budget += amount
+        """Give back the last ``amount`` bytes of the current block, which were charged but not executed."""
+        self.cells[BUDGET] += amount
+        self.cells[SIZE] -= min(amount, self.cells[SIZE])
 
     def refuse_next(self) -> None:
         """Make the next block boundary the last, whatever the budget: the charge so far stays right."""
         left = self.remaining()
-        self.cells.bias = 0
-        self.cells.budget = -1
-        self._loaded -= left + 1
+        self.cells[BIAS] = 0
+        self.cells[BUDGET] = -1
+        self.loaded -= left + 1
 
     def _python_block(self, _engine: int, address: int, size: int, _data: int) -> None:
         cells = self.cells
-        cells.size, cells.address = size, address
-        cells.budget -= size
-        if cells.budget >= 0 or (cells.bias and cells.budget + cells.bias >= 0 and not self._flags.value & 0x200):
+        cells[SIZE], cells[ADDRESS] = size, address
+        budget = cells[BUDGET] = cells[BUDGET] - size
+        if budget >= 0 or (cells[BIAS] and budget + cells[BIAS] >= 0 and not self._flags.value & 0x200):
             return
+        cells[EFLAGS] = self._flags.value
         binding.library.uc_emu_stop(ctypes.c_void_p(self._handle))
 
 
@@ -131,8 +142,7 @@ class InstructionCounter:
 
     def __init__(self, handle: int, *, native: bool | None = None) -> None:
         self.native = native_clock_supported() if native is None else native
-        self.cells: Any = _Cells()
-        self.cells.stop_function = binding.callback_address(binding.library.uc_emu_stop)
+        self.cells = _cells()
         self._handle = handle
         self._loaded = 0
         self.total = 0
@@ -144,28 +154,28 @@ class InstructionCounter:
         else:
             self._callback = binding.BLOCK_CALLBACK(self._python_code)
             address = binding.callback_address(self._callback)
-        binding.add_hook(handle, binding.constants.UC_HOOK_CODE, address, ctypes.addressof(self.cells), 1, 0)
+        binding.add_hook(handle, binding.constants.UC_HOOK_CODE, address, _address(self.cells), 1, 0)
         self.load(_FOREVER)
 
     def load(self, budget: int) -> None:
         """Allow ``budget`` instructions; the next one is not started."""
         self.total = self.count()
         self._loaded = min(budget, _FOREVER)
-        self.cells.budget = self._loaded
+        self.cells[BUDGET] = self._loaded
 
     def count(self) -> int:
         """Instructions started so far, those that faulted taken back."""
-        return int(self.total + self._loaded - max(self.cells.budget, 0))
+        return int(self.total + self._loaded - max(self.cells[BUDGET], 0))
 
     def exhausted(self) -> bool:
         """Whether the budget refused an instruction."""
-        return bool(self.cells.budget < 0)
+        return self.cells[BUDGET] < 0
 
     def take_back(self) -> None:
         """The instruction just started did not retire."""
         self.total -= 1
 
     def _python_code(self, _engine: int, _address: int, _size: int, _data: int) -> None:
-        self.cells.budget -= 1
-        if self.cells.budget < 0:
+        self.cells[BUDGET] -= 1
+        if self.cells[BUDGET] < 0:
             binding.library.uc_emu_stop(ctypes.c_void_p(self._handle))

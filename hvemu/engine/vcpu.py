@@ -305,12 +305,35 @@ class Vcpu:
         return (self.quads[(layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * CS + 8) // 8] + self.quads[16]) & 0xFFFF_FFFF
 
     def eflags(self) -> int:
-        """EFLAGS with the arithmetic bits up to date."""
+        """EFLAGS with the arithmetic bits up to date.
+
+        The engine computes CMPXCHG8B's flags from a stale operation, which leaves rubbish beyond the arithmetic bits.
+        """
         words = self.words
         if words[layout.WORD_CC_OPERATION] == layout.CC_OP_EFLAGS:
-            return words[layout.WORD_EFLAGS] | words[layout.WORD_CC_SOURCE] | (words[layout.WORD_DIRECTION] & FLAG_DF)
-        self._reg_read(self._handle_argument, binding.registers.UC_X86_REG_EFLAGS, self._flags_argument)
-        return self._flags_value.value & 0xFFFF_FFFF
+            arithmetic = words[layout.WORD_CC_SOURCE]
+        else:
+            self._reg_read(self._handle_argument, binding.registers.UC_X86_REG_EFLAGS, self._flags_argument)
+            arithmetic = self._flags_value.value
+        return (
+            words[layout.WORD_EFLAGS] | arithmetic & layout.ARITHMETIC_FLAGS | words[layout.WORD_DIRECTION] & FLAG_DF
+        )
+
+    def flags_spoiled(self) -> bool:
+        """Whether a stop has mixed rubbish into EFLAGS.
+
+        The engine computes the flags of CMPXCHG8B from a stale operation; when it stops before the next arithmetic
+        instruction, it adds that value to EFLAGS, IF and all.
+        """
+        words = self.words
+        return words[layout.WORD_CC_OPERATION] == layout.CC_OP_EFLAGS and bool(
+            words[layout.WORD_CC_SOURCE] & ~layout.ARITHMETIC_FLAGS
+        )
+
+    def repair_flags(self, system_flags: int) -> None:
+        """After a spoiled stop: the arithmetic bits as they are, all others from ``system_flags``."""
+        kept = layout.ARITHMETIC_FLAGS | FLAG_DF
+        self.set_eflags(system_flags & ~kept | self.eflags() & kept)
 
     def set_eflags(self, value: int) -> None:
         """Set EFLAGS; bit 1 is always one."""

@@ -35,7 +35,7 @@ from hvemu.cpu.state import (
 )
 from hvemu.dispatch.dispatcher import Dispatcher
 from hvemu.engine import layout
-from hvemu.engine.block_clock import InstructionCounter
+from hvemu.engine.block_clock import ADDRESS, BIAS, BUDGET, SIZE, InstructionCounter
 from hvemu.engine.vcpu import EngineError, Vcpu
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.walk import walk
@@ -50,6 +50,7 @@ from hvemu.vocabulary.paging import CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, CR4
 
 _POISON_CR3: Final = 0xFFFF_F000
 """Page tables nobody answers for: while abandoned, MMIO reads as zeros, which means not present."""
+_QUAD_CS_BASE: Final = (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * CS + 8) // 8
 _SLICE: Final = 40_000_000
 """Bytes run in one go, so that Python sees signals."""
 _SUSPICIOUS = re.compile(rb"\x0f[\x00\x21\x22\x23\x30\x32\xc7]")
@@ -84,7 +85,8 @@ class NativeMode:
     ) -> None:
         self.vcpu, self.memory = vcpu, memory
         self._clock = vcpu.clock
-        self._words = vcpu.words
+        self._cells = vcpu.clock.cells
+        self._words, self._quads = vcpu.words, vcpu.quads
         self._cpuid, self._msrs = cpuid, msrs
         self._pin = interrupt_pending
         self._tracer = tracer
@@ -190,13 +192,17 @@ class NativeMode:
             return Position(self._retired)
         if self._abandoned is not None:
             return Position(self._abandoned_at)
-        return Position(self._retired + self._clock.consumed() - self._tail())
+        # The clock's cells and the register file are read directly: devices ask for the time millions of times.
+        cells, quads, size = self._cells, self._quads, self._cells[SIZE]
+        charged = self._retired + self._clock.loaded - cells[BUDGET] - cells[BIAS]
+        tail = cells[ADDRESS] + size - ((quads[_QUAD_CS_BASE] + quads[layout.QUAD_EIP]) & 0xFFFF_FFFF)
+        return Position(charged - tail) if 0 < tail <= size else Position(charged)
 
     def _tail(self) -> int:
         """Bytes of the current block that have been charged but lie at or after EIP."""
-        cells = self._clock.cells
-        tail: int = cells.address + cells.size - self.vcpu.linear_eip()
-        return tail if 0 < tail <= cells.size else 0
+        address, size = self._clock.block()
+        tail = address + size - self.vcpu.linear_eip()
+        return tail if 0 < tail <= size else 0
 
     def _where(self) -> tuple[int, Position]:
         return self.vcpu.eip(), self.position()
@@ -272,41 +278,44 @@ class NativeMode:
             left = self._until - self._retired
             if left <= 0 or (self._pin.level and self.can_interrupt()):
                 return None
-            if self._go(min(left, _SLICE), window=self._pin.level):
+            halted = self._go(min(left, _SLICE), window=self._pin.level)
+            if not halted and self._refused is not None and self._end is None and not self._attention:
+                halted = self._approach(*self._refused)
+            if halted:
+                self._halts[0] += 1
                 return self._take_end() or Halt()
-            if self._refused is not None and self._end is None and not self._attention:
-                self._approach(*self._refused)
 
     def _take_end(self) -> Stop | None:
         end, self._end = self._end, None
         return end
 
-    def _approach(self, address: int, size: int) -> None:
-        """A block was refused: find out why and take the step that the block-wise clock cannot."""
+    def _approach(self, address: int, size: int) -> bool:
+        """A block was refused: find out why and take the step that the block-wise clock cannot.
+
+        Returns whether the guest halted in that step.
+        """
         if self._retranslate is not None:
             self.vcpu.forget_code_at(*self._retranslate)
             self._retranslate = None
-            return
+            return False
         left = self._until - self._retired
         if left <= 0:
-            return
+            return False
         if self.vcpu.interrupt_shadow() and self._pin.level:
-            self._go(size)  # a block in the shadow of STI is one instruction
-        elif left < size and not (self._pin.level and self.can_interrupt()):
-            end = self._boundary(address, size, left)
-            if end == size:
-                self._go(size)
-            else:
-                self._go_part(address, size, end, end - left)
+            return self._go(size)  # a block in the shadow of STI is one instruction
+        if left >= size or (self._pin.level and self.can_interrupt()):
+            return False
+        end = self._boundary(address, size, left)
+        return self._go(size) if end == size else self._go_part(address, size, end, end - left)
 
-    def _go_part(self, address: int, size: int, end: int, slack: int) -> None:
+    def _go_part(self, address: int, size: int, end: int, slack: int) -> bool:
         """Run the first ``end`` bytes of the block at ``address``, an instruction boundary."""
         vcpu = self.vcpu
         vcpu.forget_code_at(address, size)
         vcpu.set_exits([(address + end) & 0xFFFF_FFFF])
         self._slack = slack
         try:
-            self._go(end, exit_at=(address + end) & 0xFFFF_FFFF)
+            return self._go(end, exit_at=(address + end) & 0xFFFF_FFFF)
         finally:
             self._slack = 0
             vcpu.set_exits([])
@@ -324,6 +333,7 @@ class NativeMode:
         vcpu, clock = self.vcpu, self._clock
         self._refused = None
         clock.load(budget, window=window)
+        flags_before = self._words[layout.WORD_EFLAGS]
         self._running = True
         try:
             vcpu.run()
@@ -333,12 +343,14 @@ class NativeMode:
                 self._end = self._end or Stop(ExitStatus.GUEST_ENDED, self.sentence(str(error)))
         finally:
             settled = self.position()
-            cells = clock.cells
+            block = clock.block()
             linear = vcpu.linear_eip()
             untouched = self._abandoned is None and self._intercept_at is None and self._end is None
-            refused = untouched and cells.size != 0 and linear == cells.address
+            refused = untouched and block[1] != 0 and linear == block[0]
             self._running = False
             self._retired = settled
+            if vcpu.flags_spoiled() and self._abandoned is None:
+                self._repair_flags(refused, exit_at == linear, flags_before)
         if self._counter and self._counter.exhausted() and self._end is None:
             self._end = Stop(ExitStatus.LIMIT, self.sentence("the instruction limit was reached"))
             return False
@@ -347,10 +359,19 @@ class NativeMode:
         elif self._intercept_at is not None:
             self._emulate()
         elif refused:
-            self._refused = cells.address, cells.size
+            self._refused = block
         elif untouched and linear != exit_at:
             return True
         return False
+
+    def _repair_flags(self, refused: bool, at_exit: bool, flags_before: int) -> None:
+        """The flags were last certain where a block was refused, or where a part of a block began."""
+        if refused:
+            self.vcpu.repair_flags(self._clock.refused_eflags())
+        elif at_exit:
+            instructions = boundaries(self._code(*self._clock.block()), self._bits())
+            cleared = FLAG_IF if any(mnemonic == "cli" for _, mnemonic, _ in instructions) else 0
+            self.vcpu.repair_flags(flags_before & ~cleared)
 
     def _abandon(self, eip: int, event: Event | None = None, accumulator: int | None = None) -> None:
         """Make the present instruction the last: what the engine still executes of the block will not have happened.
@@ -358,9 +379,9 @@ class NativeMode:
         ``eip`` is where the guest goes on; ``event`` is delivered there first.
         """
         vcpu, words = self.vcpu, self._words
-        cells = self._clock.cells
-        tail = cells.address + cells.size - ((vcpu.linear_eip() - vcpu.eip() + eip) & 0xFFFF_FFFF)
-        self._abandoned_at = self._retired + self._clock.consumed() - (tail if 0 < tail <= cells.size else 0)
+        address, size = self._clock.block()
+        tail = address + size - ((vcpu.linear_eip() - vcpu.eip() + eip) & 0xFFFF_FFFF)
+        self._abandoned_at = self._retired + self._clock.consumed() - (tail if 0 < tail <= size else 0)
         before = words[layout.WORD_EIP]
         words[layout.WORD_EIP] = eip
         hflags = words[layout.WORD_HFLAGS]
@@ -507,7 +528,6 @@ class NativeMode:
         clock = self._clock
         if tail := self._tail():
             clock.refund(tail)
-            clock.cells.size -= tail
         if self._slack:
             clock.shorten(self._slack)
             self._slack = 0
@@ -523,7 +543,7 @@ class NativeMode:
         vcpu.clear_exception()
         vcpu.set_interrupt_shadow(False)
         if problem is None or isinstance(problem, Escalated):
-            if self._running and self._pin.level and not self._clock.cells.bias and vcpu.interrupts_enabled():
+            if self._running and self._pin.level and not self._clock.in_window_mode() and vcpu.interrupts_enabled():
                 self._clock.open_window()
             return problem is not None
         if isinstance(problem, TripleFault):

@@ -1,5 +1,7 @@
 """The fixed ACPI hardware: timer, power button, soft-off."""
 
+# ruff: noqa: SIM300 -- the house writes expected == actual
+
 import pytest
 
 from hvemu.devices.acpi_pm import AcpiPm

@@ -1,5 +1,7 @@
 """The bus: claims, splitting, gaps, unclaimed accesses."""
 
+# ruff: noqa: SIM300 -- the house writes expected == actual
+
 import pytest
 
 from hvemu.devices.bus import Bus

@@ -1,5 +1,7 @@
 """The ports with a single register: POST, console, exit, resets, A20."""
 
+# ruff: noqa: SIM300 -- the house writes expected == actual
+
 from hvemu.devices.debug_ports import DebugConsole, DebugExit, PostPort, ResetControl, SystemControlPortA
 
 from .fakes import FakeBackend, FakeCalls, FakeWatcher

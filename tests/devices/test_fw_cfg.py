@@ -1,5 +1,7 @@
 """The firmware configuration device: selecting, reading, the file directory."""
 
+# ruff: noqa: SIM300 -- the house writes expected == actual
+
 import pytest
 
 from hvemu.devices.fw_cfg import FwCfg, standard_entries

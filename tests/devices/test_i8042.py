@@ -1,5 +1,7 @@
 """The keyboard controller and its keyboard: commands, translation, typing, pacing."""
 
+# ruff: noqa: SIM300 -- the house writes expected == actual
+
 import pytest
 
 from hvemu.devices.i8042 import BYTE_TIME, I8042

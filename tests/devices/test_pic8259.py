@@ -1,5 +1,7 @@
 """The 8259A pair: initialisation, priorities, ends of interrupt, cascade, triggers."""
 
+# ruff: noqa: SIM300 -- the house writes expected == actual
+
 import pytest
 
 from hvemu.devices.pic8259 import Pic8259Pair

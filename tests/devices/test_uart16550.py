@@ -1,5 +1,7 @@
 """The 16550A: FIFOs, interrupts in order of priority, modem lines, loopback."""
 
+# ruff: noqa: SIM300 -- the house writes expected == actual
+
 import pytest
 
 from hvemu.devices.uart16550 import QUEUE_LIMIT, Uart16550

@@ -1,5 +1,7 @@
 """The VGA's text mode: CRTC, attribute flip-flop, palette, retrace, and the picture."""
 
+# ruff: noqa: SIM300 -- the house writes expected == actual
+
 import pytest
 
 from hvemu.devices.vga_text import VgaText, render_text
