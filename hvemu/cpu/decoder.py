@@ -33,6 +33,7 @@ def decode(code: bytes, bits: int, address: int = 0) -> Instruction | None:
     return None
 
 
+@lru_cache(maxsize=4096)
 def boundaries(code: bytes, bits: int) -> list[tuple[int, str, str]]:
     """Every instruction of a straight run of code: (offset of its start, mnemonic, operands)."""
     return [(at, mnemonic, operands) for at, _, mnemonic, operands in _capstone(bits).disasm_lite(code, 0)]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hvemu.cpu.cpuid import CpuId
-from hvemu.cpu.state import GPR_NAMES, VirtualCpu
+from hvemu.cpu.decoder import MAXIMUM_LENGTH, describe
+from hvemu.cpu.state import ATTRIBUTE_BIG, CS, GPR_NAMES, VirtualCpu
 from hvemu.devices.bus import Bus
 from hvemu.machine.board import Board
 from hvemu.machine.clock import FAR_AWAY, NANOSECONDS_PER_BYTE, VirtualClock
@@ -27,6 +28,8 @@ from hvemu.vocabulary.outcomes import Halt, Stop
 _IDLE_LIMIT: Final = 3_600_000_000_000 // NANOSECONDS_PER_BYTE
 """A guest that sleeps for an hour of virtual time without one interrupt sleeps for ever."""
 _WAIT: Final = 0.25
+_STRETCH: Final = 25_000_000
+"""Bytes run before the loop looks up, so that limits, input and signals are seen."""
 
 Idle = Callable[[float], bool]
 """Wait up to so many host seconds for input; returns whether some may still come."""
@@ -71,7 +74,7 @@ class Machine:
                     self._idle_since = mode.position()
                     self.stop = mode.deliver_interrupt(self.board.lapic.acknowledge())
                 else:
-                    outcome = mode.run(min(clock.deadline(), Position(until)))
+                    outcome = mode.run(min(clock.deadline(), Position(until), Position(mode.position() + _STRETCH)))
                     if isinstance(outcome, Halt):
                         self._halt(until)
                     elif outcome is not None:
@@ -118,6 +121,18 @@ class Machine:
             if deadline < FAR_AWAY:
                 self.mode.skip(max(0, min(deadline, until) - here))
                 self.clock.run_due()
+
+    def where(self) -> str:
+        """EIP and the instruction there, for a sentence."""
+        cpu = self.mode.leave()
+        linear = (cpu.segments[CS].base + cpu.instruction_pointer) & 0xFFFF_FFFF
+        try:
+            code = self.read_memory(linear, MAXIMUM_LENGTH)
+        except ValueError:
+            code = b""
+        bits = 32 if cpu.segments[CS].attributes & ATTRIBUTE_BIG else 16
+        what = describe(code, bits, cpu.instruction_pointer)
+        return f"the guest was at EIP {cpu.instruction_pointer:#010x}, instruction {what}"
 
     def _halted_sentence(self) -> str:
         cpu = self.mode.leave()

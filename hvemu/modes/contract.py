@@ -43,5 +43,11 @@ class ExecutionMode(Protocol):
     def attend(self) -> None:
         """Something outside wants the machine's attention at the next instruction boundary."""
 
+    def instructions(self) -> int | None:
+        """Instructions retired since the start, where the machine counts them."""
+
+    def limit_instructions(self, amount: int) -> None:
+        """End the guest before it starts more than ``amount`` further instructions; ValueError without counting."""
+
     def dirty_pages(self) -> set[int]:
         """Guest frames written since the last call; all frames at the first."""

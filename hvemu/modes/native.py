@@ -51,8 +51,6 @@ from hvemu.vocabulary.paging import CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, CR4
 _POISON_CR3: Final = 0xFFFF_F000
 """Page tables nobody answers for: while abandoned, MMIO reads as zeros, which means not present."""
 _QUAD_CS_BASE: Final = (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * CS + 8) // 8
-_SLICE: Final = 40_000_000
-"""Bytes run in one go, so that Python sees signals."""
 _SUSPICIOUS = re.compile(rb"\x0f[\x00\x21\x22\x23\x30\x32\xc7]")
 _INTERCEPTED = frozenset({"rdmsr", "wrmsr", "ltr", "rdrand", "rdseed"})
 _CR4_LEGAL: Final = 0x7FF & ~0x2  # PVI is reserved without VME
@@ -278,7 +276,7 @@ class NativeMode:
             left = self._until - self._retired
             if left <= 0 or (self._pin.level and self.can_interrupt()):
                 return None
-            halted = self._go(min(left, _SLICE), window=self._pin.level)
+            halted = self._go(left, window=self._pin.level)
             if not halted and self._refused is not None and self._end is None and not self._attention:
                 halted = self._approach(*self._refused)
             if halted:

@@ -61,3 +61,19 @@ def test_a_closed_gate_survives_the_state() -> None:
     other = SystemControlPortA(on_reset=FakeCalls(), a20=a20)
     other.from_state(port.state())
     assert ([(False,)], 0) == (a20.calls, other.read(0, 1))
+
+
+def test_resetting_port_92_opens_the_gate() -> None:
+    """After power-on memory does not wrap."""
+    a20 = FakeCalls()
+    port = SystemControlPortA(on_reset=FakeCalls(), a20=a20)
+    port.write(0, 1, 0x00)
+    port.reset()
+    assert ([(False,), (True,)], 2) == (a20.calls, port.read(0, 1))
+
+
+def test_post_without_a_watcher_only_remembers() -> None:
+    """Kernels write it millions of times."""
+    port = PostPort()
+    port.write(0, 1, 0x80)
+    assert 0x80 == port.read(0, 1)

@@ -32,11 +32,23 @@ def test_reading_past_the_end_or_an_unknown_key_gives_zeros() -> None:
 
 
 def test_standard_entries() -> None:
-    """Sizes little-endian, the command line with its zero."""
-    device = FwCfg(entries=standard_entries(memory_size=128 << 20, processors=1, command_line="quiet", initrd=b"cpio"))
-    assert ((128 << 20).to_bytes(8, "little"), b"\x01\0") == (read(device, 0x03, 8), read(device, 0x05, 2))
-    assert (b"\x06\0\0\0", b"quiet\0") == (read(device, 0x14, 4), read(device, 0x15, 6))
-    assert (b"\x04\0\0\0", b"cpio") == (read(device, 0x0B, 4), read(device, 0x12, 4))
+    """Each at its key with its width, little-endian; the command line with its zero."""
+    entries = standard_entries(
+        memory_size=128 << 20, processors=1, command_line="quiet", initrd=b"cpio", initrd_address=0x800000
+    )
+    expected = {
+        0x03: (128 << 20).to_bytes(8, "little"),
+        0x05: b"\x01\0",
+        0x0A: b"\0\0\x80\0",
+        0x0B: b"\x04\0\0\0",
+        0x0F: b"\x01\0",
+        0x12: b"cpio",
+        0x13: bytes(4),
+        0x14: b"\x06\0\0\0",
+        0x15: b"quiet\0",
+    }
+    assert expected == entries
+    assert expected[0x03] == read(FwCfg(entries=entries), 0x03, 8)
 
 
 def test_files_are_found_through_the_directory() -> None:
@@ -57,11 +69,12 @@ def test_a_byte_write_selects_nothing_and_data_cannot_be_written() -> None:
     device = FwCfg()
     device.write(0, 1, 0x01)
     device.write(1, 1, 0x55)
-    assert (ord("Q"), 0xFFFF) == (device.read(1, 1), device.read(0, 2))
+    assert (ord("Q"), 0xFFFF, 0xFF) == (device.read(1, 1), device.read(0, 2), device.read(0, 1))
 
 
 def test_files_are_bounded() -> None:
     """A name that does not fit, or too many files, is refused."""
+    FwCfg(files={"x" * 55: b"", **{str(number): b"" for number in range(255)}})
     with pytest.raises(ValueError, match="longer than 55"):
         FwCfg(files={"x" * 56: b""})
     with pytest.raises(ValueError, match="at most 256"):

@@ -291,6 +291,66 @@ def test_a_masked_timer_counts_without_events(desk: Desk) -> None:
     assert ([], [3_000_000]) == (none, desk.clock.pending())
 
 
+@pytest.mark.parametrize(
+    ("configuration", "divider"),
+    [(0b0000, 2), (0b0001, 4), (0b0010, 8), (0b0011, 16), (0b1000, 32), (0b1001, 64), (0b1010, 128), (0b1011, 1)],
+)
+def test_dividers(desk: Desk, configuration: int, divider: int) -> None:
+    """Bits 0, 1 and 3; bit 2 is not there."""
+    desk.put(DIVIDE, configuration | 0b0100)
+    desk.put(LVT_TIMER, 0x40)
+    desk.put(INITIAL, 1000)
+    assert (configuration, [10_000 * divider]) == (desk.get(DIVIDE), desk.clock.pending())
+
+
+def test_a_masked_periodic_timer_wraps_many_times(desk: Desk) -> None:
+    """At the very end of a period the count is the initial one again; so it is after a divider change."""
+    desk.put(DIVIDE, 0b1011)
+    desk.put(LVT_TIMER, 0x30040)
+    desk.put(INITIAL, 1000)
+    desk.clock.advance_to(75_000)
+    mid = desk.get(CURRENT)
+    desk.clock.advance_to(80_000)
+    end = desk.get(CURRENT)
+    desk.put(DIVIDE, 0b0000)
+    desk.clock.advance_to(105_000)
+    assert (500, 1000, 750) == (mid, end, desk.get(CURRENT))
+
+
+def test_a_one_shot_timer_that_ran_out_masked_stays_silent(desk: Desk) -> None:
+    """Unmasking it or making it periodic does not bring it back; a new count does."""
+    desk.put(DIVIDE, 0b1011)
+    desk.put(LVT_TIMER, 0x10040)
+    desk.put(INITIAL, 1000)
+    desk.clock.advance_to(20_000)
+    desk.put(LVT_TIMER, 0x00040)
+    silent = desk.get(CURRENT), desk.clock.pending()
+    desk.put(LVT_TIMER, 0x20040)
+    still = desk.get(CURRENT), desk.clock.pending()
+    desk.put(INITIAL, 1000)
+    assert ((0, []), (0, []), [30_000]) == (silent, still, desk.clock.pending())
+
+
+def test_tiny_periods_end_on_whole_periods(desk: Desk) -> None:
+    """Of 70 nanoseconds the first that is a microsecond or more away."""
+    desk.put(DIVIDE, 0b1011)
+    desk.put(LVT_TIMER, 0x20040)
+    desk.clock.advance_to(500)
+    desk.put(INITIAL, 7)
+    first = desk.clock.pending()
+    desk.clock.advance_to(first[0])
+    assert ([1550], [2600]) == (first, desk.clock.pending())
+
+
+def test_reset_stops_the_timer(desk: Desk) -> None:
+    """And lowers INTR."""
+    desk.put(LVT_TIMER, 0x40)
+    desk.put(INITIAL, 1000)
+    desk.apic.deliver(0x40, False, 0)
+    desk.apic.reset()
+    assert ([], False, 0) == (desk.clock.pending(), desk.intr.level, desk.get(IRR + 0x20))
+
+
 def test_a_tiny_period_does_not_flood_the_clock(desk: Desk) -> None:
     """Ten nanoseconds: at most one event per microsecond."""
     desk.put(DIVIDE, 0b1011)

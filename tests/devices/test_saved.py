@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hvemu.devices.cmos_rtc import CmosRtc
 from hvemu.devices.contract import DeviceState
 from hvemu.devices.deadline import Deadline
 from hvemu.devices.debug_ports import PostPort
@@ -56,6 +57,20 @@ def test_a_wrong_field_is_refused_by_name_and_nothing_is_adopted(field: str, val
     with pytest.raises(ValueError, match=field):
         uart.from_state(bad)
     assert good == uart.state()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("memory", "00" * 127), ("memory", "gg" * 128), ("memory", 5), ("fields", [0] * 7), ("fields", [256] * 8),
+     ("fields", (0,) * 8), ("fields", ["1"] * 8)],
+)  # fmt: skip
+def test_wrong_bytes_and_lists_are_refused(field: str, value: Any) -> None:
+    """Their length is part of what the chip is."""
+    rtc = CmosRtc(clock=FakeClock(), irq8=FakeIrqLine(), start_time=0)
+    good = rtc.state()
+    with pytest.raises(ValueError, match=field):
+        rtc.from_state(DeviceState(good.device, good.version, {**good.fields, field: value}))
+    assert good == rtc.state()
 
 
 def test_missing_and_unknown_fields_are_refused() -> None:

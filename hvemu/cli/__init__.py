@@ -1,0 +1,115 @@
+"""The command line. ``main`` imports only what the command needs, so that ``hvemu --version`` is instant."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from hvemu import __version__
+from hvemu.vocabulary.errors import ExitStatus, HvemuError, UserError
+
+_USAGE = """\
+usage: hvemu COMMAND [options]
+
+commands:
+  run IMAGE       boot a kernel or disk image and watch what traps
+  demo            boot a small guest and show its output and its ledger
+  list WHAT       list guests, devices, cpus or exits  [--json]
+  explain KIND    what an exit or an assist is, who causes it, where it is handled
+  doctor          what the engine supports here, probe by probe
+  bench           measure exits and compute against the bare engine, as ratios
+  guests          rebuild the guest images (needs pip install 'hvemu[build]')
+
+'hvemu COMMAND --help' says more. 'hvemu --version' prints the version.
+"""
+
+
+def _run(arguments: list[str]) -> int:
+    from hvemu.cli.run import main as run
+
+    return run(arguments)
+
+
+def _demo(arguments: list[str]) -> int:
+    from hvemu.cli.demo import main as demo
+
+    return demo(arguments)
+
+
+def _list(arguments: list[str]) -> int:
+    from hvemu.cli.listing import main as listing
+
+    return listing(arguments)
+
+
+def _explain(arguments: list[str]) -> int:
+    from hvemu.cli.explain import main as explain
+
+    return explain(arguments)
+
+
+def _doctor(arguments: list[str]) -> int:
+    from hvemu.cli.doctor import main as doctor
+
+    return doctor(arguments)
+
+
+def _bench(arguments: list[str]) -> int:
+    from hvemu.labs.bench import main as bench
+
+    return bench(arguments)
+
+
+def _guests(arguments: list[str]) -> int:
+    from hvemu.labs.build_guests import main as build
+
+    if arguments:
+        raise UserError(f"hvemu guests takes no argument, not '{arguments[0]}'", "Type: hvemu guests.")
+    return build() or 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "demo": _demo,
+    "list": _list,
+    "explain": _explain,
+    "doctor": _doctor,
+    "bench": _bench,
+    "guests": _guests,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the process status; never raises, never returns Python's default 1."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except HvemuError as error:
+        print(f"hvemu: {error}", file=sys.stderr)
+        return int(error.status)
+    except KeyboardInterrupt:
+        return int(ExitStatus.INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return int(ExitStatus.POWER_OFF)
+    except SystemExit as error:
+        return int(error.code) if isinstance(error.code, int) else int(ExitStatus.USAGE)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print("hvemu: this is a bug in hvemu; please report it with the lines above.", file=sys.stderr)
+        return int(ExitStatus.HOST_BUG)
+
+
+def _dispatch(words: list[str]) -> int:
+    if words and words[0] in ("--version", "-V"):
+        print(f"hvemu {__version__}")
+        return 0
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(_USAGE, end="")
+        return 0 if words else int(ExitStatus.USAGE)
+    command = _COMMANDS.get(words[0])
+    if command is None:
+        if words[0].startswith("-"):
+            return _run(words)  # QEMU's way: hvemu -kernel IMAGE ...
+        raise UserError(f"There is no command '{words[0]}'", f"Commands are: {', '.join(_COMMANDS)}.")
+    return command(words[1:])

@@ -1,0 +1,194 @@
+"""The monitor: a prompt into a paused machine (Ctrl-A C, or run -S). Its commands are a table that prints itself."""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import TextIO
+
+from hvemu.cpu.decoder import MAXIMUM_LENGTH, decode
+from hvemu.cpu.state import CS, GPR_NAMES, SEGMENT_NAMES
+from hvemu.machine.machine import Machine
+from hvemu.vocabulary.errors import ExitStatus
+from hvemu.vocabulary.outcomes import Stop
+
+_FLAGS = ((0, "CF"), (2, "PF"), (4, "AF"), (6, "ZF"), (7, "SF"), (8, "TF"), (9, "IF"), (10, "DF"), (11, "OF"))
+
+
+class Monitor:
+    """Reads commands until one lets the guest go on."""
+
+    def __init__(self, machine: Machine, output: TextIO = sys.stdout) -> None:
+        self._machine, self._output = machine, output
+        self._resume = False
+        self._commands: dict[str, tuple[str, Callable[[list[str]], None]]] = {
+            "help": ("this list", self._help),
+            "info": ("info registers|mem|irq|exits", self._info),
+            "x": ("x ADDRESS [BYTES]: guest memory at a linear address", self._examine),
+            "step": ("step [N]: execute N instructions", self._step),
+            "screendump": ("screendump [FILE]: the text screen", self._screendump),
+            "sendkey": ("sendkey TEXT: type on the guest's keyboard", self._sendkey),
+            "system_powerdown": ("press the power button", self._power_down),
+            "system_reset": ("press the reset button", self._reset),
+            "nmi": ("raise a non-maskable interrupt", self._nmi),
+            "cont": ("let the guest go on (also Ctrl-A C)", self._continue),
+            "quit": ("end the run", self._quit),
+        }
+
+    def interact(self, lines: Iterable[str]) -> None:
+        """Obey commands from ``lines`` until the guest may go on or the run has ended."""
+        self._resume = False
+        self._prompt()
+        for line in lines:
+            self.obey(line)
+            if self._resume or self._machine.stop is not None:
+                return
+            self._prompt()
+
+    def _prompt(self) -> None:
+        self._output.write("(hvemu) ")
+        self._output.flush()
+
+    def obey(self, line: str) -> None:
+        """One command; a mistake is answered with what exists."""
+        words = line.replace("\x01c", "cont").split()
+        if not words:
+            return
+        name = {"c": "cont", "q": "quit", "s": "step", "i": "info"}.get(words[0], words[0])
+        command = self._commands.get(name)
+        if command is None:
+            self._say(f"There is no command '{words[0]}'. Commands are: {', '.join(self._commands)}.")
+            return
+        command[1](words[1:])
+
+    def _say(self, text: str) -> None:
+        self._output.write(text + "\n")
+
+    def _help(self, _words: list[str]) -> None:
+        for name, (text, _) in self._commands.items():
+            self._say(f"{name:18} {text}")
+
+    def _info(self, words: list[str]) -> None:
+        topics = {"registers": self._registers, "mem": self._memory, "irq": self._interrupts, "exits": self._exits}
+        topic = topics.get(words[0] if words else "")
+        if topic is None:
+            self._say(f"Say: info {'|'.join(topics)}.")
+            return
+        topic()
+
+    def _registers(self) -> None:
+        cpu = self._machine.registers()
+        for row in (0, 4):
+            self._say("  ".join(f"{GPR_NAMES[i].upper()}={cpu.gprs[i]:08x}" for i in range(row, row + 4)))
+        flags = " ".join(name for bit, name in _FLAGS if cpu.flags >> bit & 1)
+        self._say(f"EIP={cpu.instruction_pointer:08x}  EFLAGS={cpu.flags:08x} [{flags}]  CPL={cpu.cpl()}")
+        for name, segment in zip(SEGMENT_NAMES, cpu.segments, strict=True):
+            self._say(
+                f"{name.upper()}={segment.selector:04x}  base={segment.base:08x}  limit={segment.limit:08x}"
+                f"  attributes={segment.attributes:06x}"
+            )
+        self._say(f"GDT={cpu.gdtr.base:08x}:{cpu.gdtr.limit:04x}  IDT={cpu.idtr.base:08x}:{cpu.idtr.limit:04x}")
+        self._say(f"CR0={cpu.cr0:08x}  CR2={cpu.cr2:08x}  CR3={cpu.cr3:08x}  CR4={cpu.cr4:08x}  EFER={cpu.efer:08x}")
+        linear = (cpu.segments[CS].base + cpu.instruction_pointer) & 0xFFFF_FFFF
+        try:
+            code = self._machine.read_memory(linear, MAXIMUM_LENGTH)
+        except ValueError as error:
+            self._say(f"next: {error}")
+            return
+        bits = 32 if cpu.segments[CS].attributes >> 22 & 1 else 16
+        self._say(f"next: {decode(code, bits, cpu.instruction_pointer) or 'undecodable ' + code[:4].hex(' ')}")
+
+    def _memory(self) -> None:
+        """Mapped linear ranges with their rights, one line a run."""
+        from hvemu.memory.walk import walk
+
+        machine = self._machine
+        paging = machine.registers().paging()
+        if not paging.enabled:
+            self._say(f"paging is off; RAM is 00000000-{machine.memory.size - 1:08x}")
+            return
+        run: list[int] = []
+        rights = ""
+
+        def show() -> None:
+            if run:
+                self._say(f"{run[0]:08x}-{run[-1] + 0xFFF:08x} {rights}")
+
+        for page in range(0, 1 << 32, 0x1000):
+            if isinstance(walk(machine.memory, paging, page, mark=False), int):
+                user = isinstance(walk(machine.memory, paging, page, user=True, mark=False), int)
+                write = isinstance(walk(machine.memory, paging, page, write=True, user=user, mark=False), int)
+                found = f"{'u' if user else '-'}r{'w' if write else '-'}"
+            else:
+                found = ""
+            if found != rights or not found:
+                show()
+                run, rights = [], found
+            if found:
+                run = [run[0] if run else page, page]
+        show()
+
+    def _interrupts(self) -> None:
+        board = self._machine.board
+        for name, chip in (("8259 master", board.pic.master), ("8259 slave", board.pic.slave)):
+            fields = chip.state().fields
+            self._say(f"{name}: " + "  ".join(f"{key}={value}" for key, value in fields.items()))
+        self._say(f"local APIC asks for an interrupt: {'yes' if board.interrupt.level else 'no'}")
+        counts = self._machine.ledger.as_dict()["assists_by_detail"].get("external_interrupt", {})
+        for vector, count in counts.items():
+            self._say(f"vector {int(vector):#04x}: {count} delivered")
+
+    def _exits(self) -> None:
+        from hvemu.cli.report import ledger_lines
+
+        for line in ledger_lines(self._machine.statistics()):
+            self._say(line)
+
+    def _examine(self, words: list[str]) -> None:
+        try:
+            address = int(words[0], 0)
+            length = min(int(words[1], 0) if len(words) > 1 else 64, 4096)
+            data = self._machine.read_memory(address, length)
+        except (ValueError, IndexError) as error:
+            self._say(f"Say: x ADDRESS [BYTES], as in x 0x100000 32 ({error}).")
+            return
+        for at in range(0, len(data), 16):
+            row = data[at : at + 16]
+            text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+            self._say(f"{address + at:08x}  {row.hex(' '):47}  {text}")
+
+    def _step(self, words: list[str]) -> None:
+        count = int(words[0]) if words and words[0].isdecimal() else 1
+        for _ in range(min(count, 100_000)):
+            if self._machine.step() is not None:
+                return
+        self._registers()
+
+    def _screendump(self, words: list[str]) -> None:
+        text = "\n".join(self._machine.screen())
+        if not words:
+            self._say(text)
+            return
+        try:
+            with open(words[0], "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+        except OSError as error:
+            self._say(f"Cannot write {words[0]}: {error.strerror}. Give another path.")
+
+    def _sendkey(self, words: list[str]) -> None:
+        self._machine.type_text(" ".join(words).replace("\\n", "\n"))
+
+    def _power_down(self, _words: list[str]) -> None:
+        self._machine.press_power_button()
+        self._resume = True
+
+    def _reset(self, _words: list[str]) -> None:
+        self._machine.board.request_reset()
+        self._resume = True
+
+    def _nmi(self, _words: list[str]) -> None:
+        self._machine.board.nmi.raise_nmi()
+
+    def _continue(self, _words: list[str]) -> None:
+        self._resume = True
+
+    def _quit(self, _words: list[str]) -> None:
+        self._machine.stop = Stop(ExitStatus.POWER_OFF, "ended from the monitor")

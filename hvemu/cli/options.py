@@ -1,0 +1,185 @@
+"""The options of ``hvemu run``, with QEMU's spellings beside our own.
+
+An option of QEMU's that hvemu lacks is refused by name, never ignored.
+"""
+
+import argparse
+import calendar
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hvemu.machine.configuration import (
+    CPU_MODELS,
+    LOADERS,
+    MODES,
+    MachineConfiguration,
+    from_file,
+    parse_size,
+)
+from hvemu.vocabulary.errors import UserError
+
+_QEMU_LACKING = frozenset(
+    "accel audio audiodev bios blockdev boot cdrom chardev d D daemonize debugcon device drive dtb enable-kvm "
+    "fda fdb fsdev full-screen fw_cfg g gdb hda hdb hdc hdd incoming k L loadvm machine M mem-path mon monitor "
+    "msg name net netdev nic numa object only-migratable option-rom parallel pflash pidfile plugin preconfig qmp "
+    "readconfig runas s sandbox sd semihosting seed set smbios snapshot spice tpmdev trace usb usbdevice uuid "
+    "vga virtfs vnc watchdog".split()
+)
+"""Options of qemu-system-i386 that hvemu does not have (yet)."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message[0].upper() + message[1:], "See hvemu run --help.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of ``hvemu run``."""
+    result = _Parser(
+        prog="hvemu run",
+        allow_abbrev=False,
+        description="Boot a guest. The process status is the guest's verdict; see the README.",
+    )
+    add = result.add_argument
+    add("image", nargs="?", metavar="IMAGE", help="multiboot ELF, Linux bzImage, disk image, or the name of a guest")
+    add("-kernel", dest="kernel", metavar="IMAGE", help="the same, as QEMU spells it")
+    add("--config", metavar="FILE", help="a machine configuration in TOML; options given here win over it")
+    add("--mode", choices=MODES, help="the virtualization technique")
+    add("--memory", "-m", metavar="SIZE", help="64M, 1G; a plain number is MiB")
+    add("--cpu", "-cpu", metavar="MODEL[,-FEATURE...]", help=f"one of {', '.join(CPU_MODELS)}")
+    add("--append", "-append", metavar="TEXT", help="kernel command line")
+    add("--initrd", "-initrd", metavar="FILE", help="initial RAM disk")
+    add("--module", action="append", metavar="FILE [ARGS]", help="multiboot module; may be repeated")
+    add("--loader", choices=LOADERS, help="how to load IMAGE; auto looks at it")
+    add("--load-address", metavar="ADDRESS", help="where --loader flat puts the image")
+    add("--serial", "-serial", metavar="WHERE", help="COM1: stdio, none, FILE, tcp:PORT or pty")
+    add("--display", "-display", choices=("none", "text"), help="show the VGA text screen")
+    add("-nographic", action="store_true", help="same as --display none --serial stdio")
+    add("--clock", choices=("virtual", "host"), help="virtual is deterministic, host is interactive")
+    add("--rtc", metavar="TIME", help="what the RTC says at power-on: 2000-01-01T00:00:00 or seconds since 1970")
+    add("--max-instructions", type=_positive, metavar="N", help="count instructions and end after N")
+    add("--count-instructions", action="store_true", default=None, help="count instructions exactly (slower)")
+    add("--timeout", type=_seconds, metavar="S", help="end after S seconds of host time")
+    add("--ledger", metavar="FILE", help="write counts of all exits as JSON")
+    add("--trace", metavar="FILE", help="write every event as a line of JSON")
+    add("--strict", action="store_true", default=None, help="an unclaimed port or address ends the guest")
+    add("--reboot", dest="reboot", action="store_true", default=None, help="a reset restarts the guest")
+    add("-no-reboot", "--no-reboot", dest="reboot", action="store_false", help="a reset ends the run (the default)")
+    add("--name", metavar="NAME", help="what the machine is called")
+    add("--print-config", action="store_true", help="print the configuration as TOML and do not run")
+    add("-S", dest="paused", action="store_true", help="start in the monitor, before the first instruction")
+    add("-smp", "--smp", metavar="N", help="number of CPUs; only 1 so far")
+    return result
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, MachineConfiguration]:
+    """Options and the configuration they describe; raises UserError."""
+    _refuse_lacking(arguments)
+    options = parser().parse_args(arguments)
+    if options.image and options.kernel:
+        raise UserError("Two images are given", "Give either IMAGE or -kernel IMAGE.")
+    if options.smp not in (None, "1"):
+        raise UserError(f"-smp {options.smp} is not possible", "hvemu has one CPU per machine so far; use -smp 1.")
+    values: dict[str, Any] = {}
+    image = options.image or options.kernel
+    if image:
+        values["image"] = image
+        _from_catalog(image, values)
+    for key in ("mode", "append", "initrd", "loader", "serial", "display", "clock", "strict", "reboot", "name"):
+        if getattr(options, key) is not None:
+            values[key] = getattr(options, key)
+    if options.nographic:
+        values.update(display="none", serial=values.get("serial", "stdio"))
+    if options.display == "text" and options.serial is None:
+        values["serial"] = "none"
+    if options.memory is not None:
+        values["memory"] = parse_size(options.memory)
+    if options.cpu is not None:
+        values["cpu"], values["cpu_without"] = _cpu(options.cpu)
+    if options.module:
+        values["modules"] = tuple(options.module)
+    if options.load_address is not None:
+        values["load_address"] = _number(options.load_address)
+    if options.rtc is not None:
+        values["rtc"] = _time(options.rtc)
+    if options.count_instructions or options.max_instructions is not None:
+        values["count_instructions"] = True
+    if options.config:
+        return options, from_file(Path(options.config), **values)
+    if "image" not in values:
+        raise UserError("No image is given", "Type: hvemu run IMAGE; hvemu list guests shows what comes with hvemu.")
+    return options, MachineConfiguration(**values)
+
+
+def _from_catalog(image: str, values: dict[str, Any]) -> None:
+    """A name that is no file may be a guest of the catalogue, with its own memory and command line."""
+    if Path(image).exists() or "/" in image:
+        return
+    from hvemu.testing.catalog import catalog
+
+    guest = catalog().get(image)
+    if guest is None:
+        raise UserError(f"There is no image {image}", f"Give a file, or one of the guests: {', '.join(catalog())}.")
+    values.update(image=str(guest.image), name=guest.name, memory=guest.memory << 20, append=guest.command_line)
+    if guest.format == "disk":
+        values["loader"] = "disk"
+
+
+def _refuse_lacking(arguments: list[str]) -> None:
+    for argument in arguments:
+        bare = argument.lstrip("-").split("=")[0]
+        known = argument in ("--trace", "--name") or argument.startswith(("--trace=", "--name="))
+        if argument.startswith("-") and bare in _QEMU_LACKING and not known:
+            raise UserError(f"QEMU's option -{bare} is not supported by hvemu", "See hvemu run --help for what is.")
+
+
+def _cpu(text: str) -> tuple[str, tuple[str, ...]]:
+    from hvemu.cpu.cpuid import FEATURE_BITS
+
+    model, *changes = text.split(",")
+    without = []
+    for change in changes:
+        feature = change[1:]
+        if not change.startswith("-") or feature not in FEATURE_BITS:
+            raise UserError(
+                f"'{change}' is not a feature that can be taken away",
+                f"Write -FEATURE with one of: {', '.join(FEATURE_BITS)}.",
+            )
+        without.append(feature)
+    return model.lower(), tuple(without)
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise UserError(f"'{text}' is not a number", "Write it as 1048576 or 0x100000.") from None
+
+
+def _positive(text: str) -> int:
+    value = _number(text)
+    if value <= 0:
+        raise UserError(f"{text} is not positive", "Give a number above zero.")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise UserError(f"'{text}' is not a number of seconds", "Write it as --timeout 10.")
+    return value
+
+
+def _time(text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    for layout in ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"):
+        try:
+            return calendar.timegm(time.strptime(text, layout))
+        except ValueError:
+            continue
+    raise UserError(f"'{text}' is not a time", "Write it as 2000-01-01T00:00:00 or as seconds since 1970.")

@@ -1,0 +1,176 @@
+"""``hvemu run``: one machine on this terminal."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from hvemu.cli.console import Console, TerminalConsole, open_console
+from hvemu.cli.options import parse
+from hvemu.machine.board import Backends
+from hvemu.machine.builder import build
+from hvemu.machine.configuration import MachineConfiguration, to_toml
+from hvemu.machine.machine import Machine
+from hvemu.trace.tracer import JsonLines, Tracer
+from hvemu.vocabulary.errors import ExitStatus, UserError
+from hvemu.vocabulary.outcomes import Stop
+
+_REFRESH = 0.2
+
+
+def main(arguments: list[str]) -> int:
+    """Run a guest as the options say; returns the process status."""
+    options, configuration = parse(arguments)
+    if options.print_config:
+        print(to_toml(configuration), end="")
+        return 0
+    with contextlib.ExitStack() as stack:
+        tracer = Tracer()
+        for path in (options.ledger, options.trace):
+            _check_writable(path)
+        if options.trace:
+            tracer.subscribe(JsonLines(stack.enter_context(open(options.trace, "w", encoding="utf-8"))))
+        console = open_console(configuration.serial)
+        stack.callback(console.close)
+        second = open_console(configuration.second_serial) if configuration.second_serial != "none" else Console()
+        stack.callback(second.close)
+        machine = build(configuration, backends=Backends(console, second, console), tracer=tracer)
+        if console.announcement:
+            print(console.announcement, file=sys.stderr, flush=True)
+        _run(machine, configuration, console, options.timeout, options.max_instructions, options.paused)
+        stop = machine.stop
+        if options.ledger:
+            with open(options.ledger, "w", encoding="utf-8") as file:
+                json.dump(machine.statistics(), file, indent=1)
+                file.write("\n")
+        for failure in tracer.failures:
+            print(f"hvemu: {failure}", file=sys.stderr)
+    if configuration.display == "text":
+        _show_screen(machine, final=True)
+    assert stop is not None
+    if stop.status in _SAID:
+        print(f"hvemu: {stop.reason}", file=sys.stderr)
+    return int(stop.status)
+
+
+_SAID = frozenset(
+    {ExitStatus.GUEST_ENDED, ExitStatus.TRIPLE_FAULT, ExitStatus.HALTED, ExitStatus.LIMIT, ExitStatus.INTERRUPTED}
+)
+
+
+def _check_writable(path: str | None) -> None:
+    if path is None:
+        return
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder) or os.path.isdir(path) or not os.access(folder, os.W_OK):
+        raise UserError(f"Cannot write {path}", "Give a path in a folder that exists.")
+
+
+def _run(
+    machine: Machine,
+    configuration: MachineConfiguration,
+    console: Console,
+    timeout: float | None,
+    max_instructions: int | None,
+    paused: bool,
+) -> None:
+    from hvemu.cli.monitor import Monitor
+
+    deadline = None if timeout is None else time.monotonic() + timeout
+    wants_monitor = paused
+    screen_due = 0.0
+
+    def open_monitor() -> None:
+        nonlocal wants_monitor
+        wants_monitor = True
+        machine.mode.attend()
+
+    def end(reason: str, status: ExitStatus) -> None:
+        machine.stop = machine.stop or Stop(status, reason)
+
+    def poll() -> None:
+        nonlocal wants_monitor, screen_due
+        console.poll()
+        now = time.monotonic()
+        if deadline is not None and now >= deadline:
+            end(f"the time limit of {timeout:g} s was reached; {machine.where()}", ExitStatus.LIMIT)
+        if configuration.display == "text" and now >= screen_due and sys.stdout.isatty():
+            screen_due = now + _REFRESH
+            _show_screen(machine)
+        if wants_monitor and machine.stop is None:
+            wants_monitor = False
+            _monitor(Monitor(machine), console)
+
+    def idle(seconds: float) -> bool:
+        if deadline is not None:
+            seconds = min(seconds, max(0.0, deadline - time.monotonic()))
+        return console.wait(seconds) or deadline is not None
+
+    console.receive = machine.send_serial
+    console.on_quit = lambda: end("ended by Ctrl-A X", ExitStatus.POWER_OFF)
+    console.on_monitor = open_monitor
+    machine.poll = poll
+    if console.readable() or paused:
+        machine.idle = idle
+    if max_instructions is not None:
+        machine.mode.limit_instructions(max_instructions)
+    if console.announcement and not console.readable():
+        console.announcement = ""
+    raw = console.raw() if isinstance(console, TerminalConsole) else contextlib.nullcontext()
+    with raw, _ended_by_terminate():
+        try:
+            while machine.stop is None:
+                machine.run()
+        except KeyboardInterrupt:
+            machine.stop = Stop(ExitStatus.INTERRUPTED, f"interrupted; {machine.where()}")
+
+
+@contextlib.contextmanager
+def _ended_by_terminate() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does, with ledger and terminal in order."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _monitor(monitor: "object", console: Console) -> None:
+    from hvemu.cli.monitor import Monitor
+
+    assert isinstance(monitor, Monitor)
+    interactive = isinstance(console, TerminalConsole) and console.interactive
+    if not interactive:
+        monitor.interact(sys.stdin)
+        return
+    import termios
+
+    raw = termios.tcgetattr(0)
+    cooked = termios.tcgetattr(0)
+    cooked[0] |= termios.ICRNL
+    cooked[3] |= termios.ICANON | termios.ECHO
+    termios.tcsetattr(0, termios.TCSANOW, cooked)
+    print("\nThe guest is paused; 'help' lists the commands, 'cont' lets it go on.")
+    try:
+        monitor.interact(iter(sys.stdin.readline, ""))
+    finally:
+        termios.tcsetattr(0, termios.TCSANOW, raw)
+
+
+def _show_screen(machine: Machine, *, final: bool = False) -> None:
+    rows = [row.rstrip() for row in machine.screen()]
+    if sys.stdout.isatty() and not final:
+        sys.stdout.write("\x1b[H" + "".join(f"{row}\x1b[K\r\n" for row in rows))
+        sys.stdout.flush()
+    elif final and not sys.stdout.isatty():
+        while rows and not rows[-1]:
+            rows.pop()
+        print("\n".join(rows))
