@@ -1,1 +1,1 @@
-"""Labs: what teachers and students start: building the guests, courses, grading."""
+"""Rebuilding guests, benchmarks: things that are run, not imported."""

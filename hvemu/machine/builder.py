@@ -135,6 +135,7 @@ def build(
         msrs,
         board.interrupt,
         count_instructions=configuration.count_instructions,
+        host_time=clock.host_position if isinstance(clock, HostClock) else None,
     )
     clock.position = mode.position
     clock.shorten = mode.shorten

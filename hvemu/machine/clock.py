@@ -101,3 +101,7 @@ class HostClock(VirtualClock):
 
     def _elapsed(self) -> int:
         return time.perf_counter_ns() - self._start
+
+    def host_position(self) -> int:
+        """Host time in the unit of positions."""
+        return self._elapsed() // NANOSECONDS_PER_BYTE

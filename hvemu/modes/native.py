@@ -9,6 +9,8 @@ Not emulated: breakpoints in debug registers (the registers are kept and read ba
 """
 
 import re
+import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from hvemu.cpu.cpuid import CpuId
@@ -36,6 +38,7 @@ from hvemu.cpu.state import (
 from hvemu.dispatch.dispatcher import Dispatcher
 from hvemu.engine import layout
 from hvemu.engine.block_clock import ADDRESS, BIAS, BUDGET, SIZE, InstructionCounter
+from hvemu.engine.poker import Poker
 from hvemu.engine.vcpu import EngineError, Vcpu
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.walk import walk
@@ -51,6 +54,9 @@ from hvemu.vocabulary.paging import CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, CR4
 _POISON_CR3: Final = 0xFFFF_F000
 """Page tables nobody answers for: while abandoned, MMIO reads as zeros, which means not present."""
 _QUAD_CS_BASE: Final = (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * CS + 8) // 8
+_HOST_UNIT: Final = 4e-9
+_HOST_STRETCH: Final = 0.02
+_HOST_WINDOW: Final = 0.0002
 _SUSPICIOUS = re.compile(rb"\x0f[\x00\x21\x22\x23\x30\x32\xc7]")
 _INTERCEPTED = frozenset({"rdmsr", "wrmsr", "ltr", "rdrand", "rdseed"})
 _CR4_LEGAL: Final = 0x7FF & ~0x2  # PVI is reserved without VME
@@ -80,8 +86,11 @@ class NativeMode:
         interrupt_pending: InterruptPending,
         *,
         count_instructions: bool = False,
+        host_time: Callable[[], int] | None = None,
     ) -> None:
         self.vcpu, self.memory = vcpu, memory
+        self._host_time = host_time
+        self._poker = Poker(vcpu.stop) if host_time else None
         self._clock = vcpu.clock
         self._cells = vcpu.clock.cells
         self._words, self._quads = vcpu.words, vcpu.quads
@@ -116,7 +125,8 @@ class NativeMode:
         self._nmi_blocked = False
         memory.forget_code = vcpu.forget_code
         msrs.changed = self._msr_changed
-        vcpu.clock.install()
+        if host_time is None:
+            vcpu.clock.install()
         self._counter = InstructionCounter(vcpu.handle) if count_instructions else None
         vcpu.on_interrupt(self._on_interrupt)
         vcpu.on_invalid_instruction(self._on_invalid)
@@ -185,7 +195,9 @@ class NativeMode:
         )
 
     def position(self) -> Position:
-        """Guest code bytes retired, the instruction at EIP not included."""
+        """Guest code bytes retired, the instruction at EIP not included; host time in the same unit without them."""
+        if self._host_time is not None:
+            return Position(self._host_time())
         if not self._running:
             return Position(self._retired)
         if self._abandoned is not None:
@@ -231,6 +243,8 @@ class NativeMode:
 
     def skip(self, amount: int) -> None:
         """Let time pass without executing."""
+        if self._host_time is not None:
+            time.sleep(min(amount * _HOST_UNIT, _HOST_STRETCH))
         self._retired += amount
 
     def attend(self) -> None:
@@ -244,7 +258,9 @@ class NativeMode:
 
     def shorten(self, until: Position) -> None:
         """An event has become due earlier than the position given to ``run``."""
-        if self._running and until < self._until:
+        if self._host_time is not None:
+            self._attention = True
+        elif self._running and until < self._until:
             self._clock.shorten(self._until - until)
             self._until = until
             if self._clock.remaining() < 0:
@@ -267,6 +283,8 @@ class NativeMode:
     def run(self, until: Position) -> Halt | Stop | None:
         """Run to the first instruction boundary at or after ``until``; see the contract."""
         self._until = until
+        if self._poker is not None:
+            return self._run_by_host_time(self._poker)
         while True:
             if self._end is not None:
                 return self._take_end()
@@ -282,6 +300,31 @@ class NativeMode:
             if halted:
                 self._halts[0] += 1
                 return self._take_end() or Halt()
+
+    def _run_by_host_time(self, poker: Poker) -> Halt | Stop | None:
+        """Run until the host's clock, an interrupt or a device wants the machine to look; inexact by nature."""
+        while True:
+            if self._end is not None:
+                return self._take_end()
+            left = self._until - self.position()
+            if self._attention or left <= 0 or (self._pin.level and self.can_interrupt()):
+                self._attention = False
+                return None
+            window = _HOST_WINDOW if self._pin.level else _HOST_STRETCH
+            poker.arm(min(left * _HOST_UNIT, window))
+            if self._go(0) and not poker.fired:
+                self._halts[0] += 1
+                return self._take_end() or Halt()
+            if self._retranslate is not None:
+                self.vcpu.forget_code_at(*self._retranslate)
+                self._retranslate = None
+
+    def _stop_at_block_end(self) -> None:
+        """Make the next block boundary the last of this run."""
+        if self._poker is not None:
+            self.vcpu.stop()
+        else:
+            self._clock.refuse_next()
 
     def _take_end(self) -> Stop | None:
         end, self._end = self._end, None
@@ -340,10 +383,14 @@ class NativeMode:
                 self._engine_errors[error.number] += 1
                 self._end = self._end or Stop(ExitStatus.GUEST_ENDED, self.sentence(str(error)))
         finally:
+            if self._poker is not None:
+                self._poker.disarm()
             settled = self.position()
             block = clock.block()
             linear = vcpu.linear_eip()
             untouched = self._abandoned is None and self._intercept_at is None and self._end is None
+            if self._host_time is not None:
+                untouched = untouched and not self._attention and self._retranslate is None
             refused = untouched and block[1] != 0 and linear == block[0]
             self._running = False
             self._retired = settled
@@ -395,7 +442,7 @@ class NativeMode:
         words[layout.WORD_CR3] = _POISON_CR3
         words[layout.WORD_CR4] &= ~CR4_PAE
         vcpu.flush_tlb()
-        self._clock.refuse_next()
+        self._stop_at_block_end()
 
     def _recover(self) -> None:
         vcpu = self.vcpu
@@ -451,7 +498,7 @@ class NativeMode:
         outcome = self._mmio_read(Mmio(address, size))
         value = outcome.value if type(outcome) is Retire else self._other(outcome)
         if self._attention:
-            self._clock.refuse_next()
+            self._stop_at_block_end()
         return value
 
     def _on_mmio_write(self, address: int, size: int, value: int) -> None:
@@ -471,6 +518,9 @@ class NativeMode:
     def _after_access(self, value: int | None, size: int) -> None:
         """A device wants attention: stop right after this instruction if anything can happen there."""
         urgent = self._end is not None or self._clock.remaining() < 0
+        if self._poker is not None and not (self._pin.level and self.can_interrupt()):
+            self.vcpu.stop()
+            return
         if not urgent and not self._pin.level:
             self._attention = False
             return
@@ -481,7 +531,7 @@ class NativeMode:
         eip = self.vcpu.eip()
         instruction = decode(self._code(self.vcpu.linear_eip(), MAXIMUM_LENGTH), self._bits())
         if instruction is None or instruction.mnemonic not in ("mov", "in", "out"):
-            self._clock.refuse_next()  # the rest of the instruction is the engine's; stop at the end of the block
+            self._stop_at_block_end()  # the rest of the instruction is the engine's; stop at the end of the block
             return
         accumulator = None
         if value is not None:
@@ -672,7 +722,7 @@ class NativeMode:
                 fresh = True
         if fresh:
             self._retranslate = linear, size
-            self._clock.refuse_next()
+            self._stop_at_block_end()
 
     def _on_site(self, _linear: int) -> None:
         """Just before an instruction that may need to be intercepted."""
