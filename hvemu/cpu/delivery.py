@@ -7,6 +7,7 @@ the guest with a sentence, and shadow stacks.
 """
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 from hvemu.cpu.linear import LinearFault, read_linear, read_linear_u64, write_linear
@@ -33,6 +34,7 @@ from hvemu.cpu.state import (
     SS,
     CpuPort,
     Segment,
+    SystemTables,
     segment_from_descriptor,
 )
 from hvemu.memory.guest_memory import GuestPhysicalMemory
@@ -43,6 +45,11 @@ INVALID_TSS, NOT_PRESENT, STACK_FAULT, GENERAL_PROTECTION, PAGE_FAULT = 10, 11, 
 CONTRIBUTORY = frozenset({DIVIDE_ERROR, INVALID_TSS, NOT_PRESENT, STACK_FAULT, GENERAL_PROTECTION})
 WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
 _TASK_GATE = 5
+_NOT_FAULTS = frozenset({DEBUG, NMI, BREAKPOINT, OVERFLOW, DOUBLE_FAULT})
+_GATES = frozenset({_TASK_GATE, 6, 7, 14, 15})
+_CODE = ATTRIBUTE_S | ATTRIBUTE_CODE
+_KEPT_BY_TRAP_GATE = ~(FLAG_TF | FLAG_NT | FLAG_RF | FLAG_VM)
+_KEPT_BY_INTERRUPT_GATE = _KEPT_BY_TRAP_GATE & ~FLAG_IF
 _STRUCTS = [struct.Struct(f"<{n}I") for n in range(8)]
 _STRUCTS16 = [struct.Struct(f"<{n}H") for n in range(8)]
 
@@ -94,10 +101,11 @@ def deliver(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> TripleFa
         if event.address is not None:
             cpu.set_cr2(event.address)
         try:
-            if cpu.paging().cr0 & CR0_PE:
-                _through_gate(cpu, memory, event)
+            paging = cpu.paging()
+            if paging.cr0 & CR0_PE:
+                _through_gate(cpu, memory, paging, event)
             else:
-                _through_ivt(cpu, memory, event)
+                _through_ivt(cpu, memory, paging, event)
             return Escalated(tuple(history)) if len(history) > 1 else None
         except _Fault as fault:
             second = fault.event
@@ -128,12 +136,11 @@ def _combine(first: Event, second: Event) -> Event:
     return second
 
 
-def _through_ivt(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> None:
-    base, limit = cpu.idt()
-    if event.vector * 4 + 3 > limit:
+def _through_ivt(cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegisters, event: Event) -> None:
+    tables = cpu.system_tables()
+    if event.vector * 4 + 3 > tables.idt_limit:
         raise _Fault(GENERAL_PROTECTION, 0)
-    paging = cpu.paging()
-    entry = struct.unpack("<HH", read_linear(memory, paging, base + event.vector * 4, 4))
+    entry = struct.unpack("<HH", read_linear(memory, paging, tables.idt_base + event.vector * 4, 4))
     flags = cpu.eflags()
     stack = cpu.segment(SS)
     old_sp = cpu.gpr(ESP)
@@ -148,48 +155,38 @@ def _through_ivt(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> Non
     cpu.set_eip(entry[0])
 
 
-def _through_gate(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> None:
-    vector = event.vector
-    external = 0 if event.software else 1
-    idt_error = vector * 8 + 2
-    base, limit = cpu.idt()
-    if vector * 8 + 7 > limit:
-        raise _Fault(GENERAL_PROTECTION, idt_error + external)
-    paging = cpu.paging()
-    gate = read_linear_u64(memory, paging, base + vector * 8)
-    gate_type = (gate >> 40) & 0x1F
+def _through_gate(cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegisters, event: Event) -> None:
+    vector, error_code, software = event[:3]
+    tables = cpu.system_tables()
+    gdt_base, gdt_limit, idt_base, idt_limit = tables[:4]
+    external = 0 if software else 1
+    if vector * 8 + 7 > idt_limit:
+        raise _Fault(GENERAL_PROTECTION, vector * 8 + 2 + external)
+    gate = read_linear_u64(memory, paging, idt_base + vector * 8)
     cpl = cpu.cpl()
-    if gate_type not in (6, 7, 14, 15, _TASK_GATE):
-        raise _Fault(GENERAL_PROTECTION, idt_error + external)
-    if event.software and (gate >> 45) & 3 < cpl:
-        raise _Fault(GENERAL_PROTECTION, idt_error)
-    if not (gate >> 47) & 1:
-        raise _Fault(NOT_PRESENT, idt_error + external)
-    if gate_type == _TASK_GATE:
-        raise _TaskGate
-
-    selector = (gate >> 16) & 0xFFFF
-    code = _code_segment(cpu, memory, paging, selector, cpl, external)
+    selector = _gate_selector(gate, vector, cpl, software)
+    if selector & 4 or (selector & 0xFFF8) + 7 > gdt_limit:
+        descriptor = _descriptor(cpu, memory, paging, tables, selector, GENERAL_PROTECTION, external)
+    else:
+        descriptor = read_linear_u64(memory, paging, gdt_base + (selector & 0xFFF8))
+    code, new_cpl, entry, wide, kept = _gate_target(gate, descriptor, cpl, external)
     flags = cpu.eflags()
-    dpl = (code.attributes >> ATTRIBUTE_DPL_SHIFT) & 3
-    wide = gate_type >= 14
     esp = cpu.gpr(ESP)
     old_stack = cpu.segment(SS)
-    pushed_flags = flags | FLAG_RF if _is_fault(event) else flags & ~FLAG_RF
-    values: list[int] = [] if event.error_code is None else [event.error_code]
-    values += (cpu.eip(), cpu.segment(CS).selector, pushed_flags)
-    if not code.attributes & ATTRIBUTE_CONFORMING and dpl < cpl:
-        new_cpl = dpl
-        stack, stack_pointer = _inner_stack(cpu, memory, paging, dpl, external)
+    values = [cpu.eip(), cpu.segment(CS).selector, pushed_flags(event, flags)]
+    if error_code is not None:
+        values.insert(0, error_code)
+    if new_cpl < cpl:
+        stack, stack_pointer = _inner_stack(cpu, memory, paging, tables, new_cpl, external)
         values += (esp, old_stack.selector)
         if flags & FLAG_VM:
-            if dpl:
-                raise _Fault(GENERAL_PROTECTION, (selector & ~3) + external)
+            if new_cpl:
+                raise _Fault(GENERAL_PROTECTION, (selector & 0xFFFC) + external)
             values += (cpu.segment(index).selector for index in (ES, DS, FS, GS))
     else:
         if flags & FLAG_VM:
-            raise _Fault(GENERAL_PROTECTION, (selector & ~3) + external)
-        new_cpl, stack, stack_pointer = cpl, old_stack, esp
+            raise _Fault(GENERAL_PROTECTION, (selector & 0xFFFC) + external)
+        stack, stack_pointer = old_stack, esp
 
     frame = _pack(values, wide)
     if stack.attributes & ATTRIBUTE_BIG:
@@ -204,17 +201,53 @@ def _through_gate(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> No
     if flags & FLAG_VM:
         for index in (ES, DS, FS, GS):
             cpu.set_segment(index, Segment(0, 0, 0, 0))
-    if stack is not old_stack:
-        cpu.set_segment(SS, stack)
+    cpu.set_eflags(flags & kept)
     cpu.set_gpr(ESP, new_esp)
-    cpu.set_segment(CS, code._replace(selector=(selector & ~3) | new_cpl))
-    cpu.set_eip((gate & 0xFFFF) | ((gate >> 32) & 0xFFFF0000 if wide else 0))
-    cleared = FLAG_TF | FLAG_NT | FLAG_RF | FLAG_VM
-    cpu.set_eflags(flags & ~(cleared if gate_type & 1 else cleared | FLAG_IF))
+    cpu.set_eip(entry)
+    cpu.set_code_and_stack(code, stack)
 
 
-def _is_fault(event: Event) -> bool:
-    return not (event.software or event.external or event.vector in (DEBUG, NMI, BREAKPOINT, OVERFLOW, DOUBLE_FAULT))
+@lru_cache(maxsize=4096)
+def _gate_selector(gate: int, vector: int, cpl: int, software: bool) -> int:
+    """Check a gate and give its code selector. Gates are few, so the answers are kept; so are the next function's."""
+    error = vector * 8 + (2 if software else 3)
+    gate_type = (gate >> 40) & 0x1F
+    if gate_type not in _GATES:
+        raise _Fault(GENERAL_PROTECTION, error)
+    if software and (gate >> 45) & 3 < cpl:
+        raise _Fault(GENERAL_PROTECTION, error)
+    if not (gate >> 47) & 1:
+        raise _Fault(NOT_PRESENT, error)
+    if gate_type == _TASK_GATE:
+        raise _TaskGate
+    selector = (gate >> 16) & 0xFFFF
+    if not selector & 0xFFFC:
+        raise _Fault(GENERAL_PROTECTION, 0 if software else 1)
+    return selector
+
+
+@lru_cache(maxsize=4096)
+def _gate_target(gate: int, descriptor: int, cpl: int, external: int) -> tuple[Segment, int, int, bool, int]:
+    """The handler's code segment, its privilege level, its EIP, whether the gate is 32-bit, and the flags it keeps."""
+    selector = (gate >> 16) & 0xFFFF
+    code = segment_from_descriptor(selector, descriptor)
+    attributes = code.attributes
+    dpl = (attributes >> ATTRIBUTE_DPL_SHIFT) & 3
+    if attributes & _CODE != _CODE or dpl > cpl:
+        raise _Fault(GENERAL_PROTECTION, (selector & 0xFFFC) + external)
+    if not attributes & ATTRIBUTE_PRESENT:
+        raise _Fault(NOT_PRESENT, (selector & 0xFFFC) + external)
+    new_cpl = cpl if attributes & ATTRIBUTE_CONFORMING else dpl
+    gate_type = (gate >> 40) & 0xF
+    wide = gate_type >= 14
+    entry = (gate & 0xFFFF) | ((gate >> 32) & 0xFFFF0000 if wide else 0)
+    kept = _KEPT_BY_TRAP_GATE if gate_type & 1 else _KEPT_BY_INTERRUPT_GATE
+    return code._replace(selector=(selector & ~3) | new_cpl), new_cpl, entry, wide, kept
+
+
+def pushed_flags(event: Event, flags: int) -> int:
+    """EFLAGS as they are pushed: RF is set for faults, so that an instruction breakpoint does not hit twice."""
+    return flags & ~FLAG_RF if event[2] or event[3] or event[0] in _NOT_FAULTS else flags | FLAG_RF
 
 
 def _pack(values: list[int], wide: bool) -> bytes:
@@ -224,55 +257,57 @@ def _pack(values: list[int], wide: bool) -> bytes:
 
 
 def _descriptor(
-    cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegisters, selector: int, vector: int, external: int
+    cpu: CpuPort,
+    memory: GuestPhysicalMemory,
+    paging: PagingRegisters,
+    tables: SystemTables,
+    selector: int,
+    vector: int,
+    external: int,
 ) -> int:
+    """The descriptor a selector names; beyond its table's limit it is ``vector``."""
     if selector & 4:
         _, base, limit, _ = cpu.ldt_segment()
     else:
-        base, limit = cpu.gdt()
+        base, limit = tables.gdt_base, tables.gdt_limit
     offset = selector & 0xFFF8
     if offset + 7 > limit:
         raise _Fault(vector, (selector & 0xFFFC) + external)
     return read_linear_u64(memory, paging, base + offset)
 
 
-def _code_segment(
-    cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegisters, selector: int, cpl: int, external: int
-) -> Segment:
-    if not selector & 0xFFFC:
-        raise _Fault(GENERAL_PROTECTION, external)
-    error = (selector & 0xFFFC) + external
-    code = segment_from_descriptor(selector, _descriptor(cpu, memory, paging, selector, GENERAL_PROTECTION, external))
-    attributes = code.attributes
-    wanted = ATTRIBUTE_S | ATTRIBUTE_CODE
-    if attributes & wanted != wanted or (attributes >> ATTRIBUTE_DPL_SHIFT) & 3 > cpl:
-        raise _Fault(GENERAL_PROTECTION, error)
-    if not attributes & ATTRIBUTE_PRESENT:
-        raise _Fault(NOT_PRESENT, error)
-    return code
-
-
 def _inner_stack(
-    cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegisters, ring: int, external: int
+    cpu: CpuPort,
+    memory: GuestPhysicalMemory,
+    paging: PagingRegisters,
+    tables: SystemTables,
+    ring: int,
+    external: int,
 ) -> tuple[Segment, int]:
     """SS and ESP for ``ring`` from the TSS (SDM vol. 3A, 6.12.1.1 and 7.2.1)."""
-    task = cpu.task_segment()
-    tss_error = (task.selector & 0xFFFC) + external
-    if task.attributes & 0x800:  # 32-bit TSS
+    tss_error = (tables.task_selector & 0xFFFC) + external
+    if tables.task_attributes & 0x800:  # 32-bit TSS
         offset = 4 + ring * 8
-        if offset + 5 > task.limit:
+        if offset + 5 > tables.task_limit:
             raise _Fault(INVALID_TSS, tss_error)
-        raw = read_linear_u64(memory, paging, task.base + offset)
+        raw = read_linear_u64(memory, paging, tables.task_base + offset)
         pointer, selector = raw & 0xFFFF_FFFF, (raw >> 32) & 0xFFFF
     else:
         offset = 2 + ring * 4
-        if offset + 3 > task.limit:
+        if offset + 3 > tables.task_limit:
             raise _Fault(INVALID_TSS, tss_error)
-        pointer, selector = struct.unpack("<HH", read_linear(memory, paging, task.base + offset, 4))
-    error = (selector & 0xFFFC) + external
+        pointer, selector = struct.unpack("<HH", read_linear(memory, paging, tables.task_base + offset, 4))
     if not selector & 0xFFFC:
         raise _Fault(INVALID_TSS, external)
-    stack = segment_from_descriptor(selector, _descriptor(cpu, memory, paging, selector, INVALID_TSS, external))
+    descriptor = _descriptor(cpu, memory, paging, tables, selector, INVALID_TSS, external)
+    return _inner_segment(selector, descriptor, ring, external), pointer
+
+
+@lru_cache(maxsize=4096)
+def _inner_segment(selector: int, descriptor: int, ring: int, external: int) -> Segment:
+    """Check what the TSS names as the stack segment of ``ring``."""
+    error = (selector & 0xFFFC) + external
+    stack = segment_from_descriptor(selector, descriptor)
     attributes = stack.attributes
     if (
         selector & 3 != ring
@@ -282,4 +317,4 @@ def _inner_stack(
         raise _Fault(INVALID_TSS, error)
     if not attributes & ATTRIBUTE_PRESENT:
         raise _Fault(STACK_FAULT, error)
-    return stack, pointer
+    return stack

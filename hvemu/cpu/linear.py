@@ -4,7 +4,7 @@ import struct
 
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.walk import PageFault, walk
-from hvemu.vocabulary.paging import PagingRegisters
+from hvemu.vocabulary.paging import CR0_PG, PagingRegisters
 
 _U64 = struct.Struct("<Q")
 
@@ -41,12 +41,13 @@ def read_linear(
 
 def read_linear_u64(memory: GuestPhysicalMemory, paging: PagingRegisters, linear: int) -> int:
     """A descriptor at a linear address, read with supervisor rights; raises LinearFault."""
-    if linear & 0xFFF <= 0xFF8:
-        physical = walk(memory, paging, linear & 0xFFFF_FFFF)
-        if not isinstance(physical, int):
-            raise LinearFault(physical)
-        return memory.read_u64(physical)
-    return int(_U64.unpack(read_linear(memory, paging, linear, 8))[0])
+    linear &= 0xFFFF_FFFF
+    if linear & 0xFFF > 0xFF8:
+        return int(_U64.unpack(read_linear(memory, paging, linear, 8))[0])
+    physical = walk(memory, paging, linear) if paging.cr0 & CR0_PG else linear
+    if not isinstance(physical, int):
+        raise LinearFault(physical)
+    return memory.descriptor(physical)
 
 
 def write_linear(

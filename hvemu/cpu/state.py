@@ -5,6 +5,7 @@ VirtualCpu satisfies it too, which is how delivery is tested without an engine.
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 from hvemu.vocabulary.paging import CR0_ET, PagingRegisters
@@ -56,12 +57,26 @@ class TableRegister(NamedTuple):
     limit: int
 
 
+class SystemTables(NamedTuple):
+    """GDTR, IDTR and TR at once, which is what delivering an event needs."""
+
+    gdt_base: int
+    gdt_limit: int
+    idt_base: int
+    idt_limit: int
+    task_base: int
+    task_limit: int
+    task_selector: int
+    task_attributes: int
+
+
 REAL_MODE_DATA: Final = Segment(0, 0, 0xFFFF, 0x9300)
 REAL_MODE_CODE: Final = Segment(0, 0, 0xFFFF, 0x9B00)
 FLAT_CODE: Final = Segment(0x10, 0, 0xFFFF_FFFF, 0x00CF9B00 & ATTRIBUTE_MASK)
 FLAT_DATA: Final = Segment(0x18, 0, 0xFFFF_FFFF, 0x00CF9300 & ATTRIBUTE_MASK)
 
 
+@lru_cache(maxsize=4096)
 def segment_from_descriptor(selector: int, descriptor: int) -> Segment:
     """The hidden part that loading this 8-byte descriptor gives (SDM vol. 3A, 3.4.5)."""
     low, high = descriptor & 0xFFFF_FFFF, descriptor >> 32
@@ -84,8 +99,8 @@ class CpuPort(Protocol):
     def cpl(self) -> int: ...
     def segment(self, index: int) -> Segment: ...
     def set_segment(self, index: int, value: Segment) -> None: ...
-    def gdt(self) -> TableRegister: ...
-    def idt(self) -> TableRegister: ...
+    def set_code_and_stack(self, code: Segment, stack: Segment) -> None: ...
+    def system_tables(self) -> SystemTables: ...
     def ldt_segment(self) -> Segment: ...
     def task_segment(self) -> Segment: ...
     def paging(self) -> PagingRegisters: ...
@@ -165,13 +180,13 @@ class VirtualCpu:
         """Load a segment register, hidden part and all."""
         self.segments[index] = value
 
-    def gdt(self) -> TableRegister:
-        """GDTR."""
-        return self.gdtr
+    def set_code_and_stack(self, code: Segment, stack: Segment) -> None:
+        """Load CS and SS together, as event delivery does."""
+        self.segments[CS], self.segments[SS] = code, stack
 
-    def idt(self) -> TableRegister:
-        """IDTR."""
-        return self.idtr
+    def system_tables(self) -> SystemTables:
+        """GDTR, IDTR and TR."""
+        return SystemTables(*self.gdtr, *self.idtr, self.tr.base, self.tr.limit, self.tr.selector, self.tr.attributes)
 
     def ldt_segment(self) -> Segment:
         """LDTR."""

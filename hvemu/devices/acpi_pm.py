@@ -16,15 +16,12 @@ from hvemu.devices.saved import Due, Number, SavedDevice
 from hvemu.vocabulary.machine_map import ACPI_PM_TIMER_HZ
 
 PM1_STATUS, PM1_ENABLE, PM1_CONTROL, PM_TIMER = 0, 2, 4, 8
-WINDOW: Final = 12
 
 TIMER_STATUS: Final = 1 << 0
 GLOBAL_STATUS: Final = 1 << 5
 POWER_BUTTON: Final = 1 << 8
 SLEEP_BUTTON: Final = 1 << 9
 REAL_TIME_CLOCK: Final = 1 << 10
-WAKE: Final = 1 << 15
-STATUS_BITS: Final = TIMER_STATUS | 1 << 4 | GLOBAL_STATUS | POWER_BUTTON | SLEEP_BUTTON | REAL_TIME_CLOCK | WAKE
 ENABLE_BITS: Final = TIMER_STATUS | GLOBAL_STATUS | POWER_BUTTON | SLEEP_BUTTON | REAL_TIME_CLOCK
 SCI_ENABLE: Final = 1 << 0
 CONTROL_BITS: Final = 0b1_1100_0000_0010  # SLP_TYP and BM_RLD; SLP_EN and GBL_RLS read zero

@@ -211,7 +211,10 @@ class Uart16550(SavedDevice):
             self._push_looped(value)
         else:
             self._backend.write(SINGLE_BYTES[value])
-        if self.transmitter_interrupt and self.interrupt_enable & IER_TRANSMITTER_EMPTY:
+        if not self.interrupt_enable & IER_TRANSMITTER_EMPTY:
+            self.transmitter_interrupt = True
+            return
+        if self.transmitter_interrupt:
             self.transmitter_interrupt = False  # writing THR is the other way: the line falls before it rises again
             self.resume()
         self.transmitter_interrupt = True
@@ -256,6 +259,7 @@ class Uart16550(SavedDevice):
             self.overrun = True
             if not self.fifo_enabled:
                 self.receive_fifo[0] = value  # without FIFOs the new byte destroys the old one
+        self.resume()
 
     def _capacity(self) -> int:
         return FIFO_SIZE if self.fifo_enabled else 1

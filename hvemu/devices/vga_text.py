@@ -4,7 +4,7 @@ The chip starts as a video BIOS leaves it in mode 3. ``screen`` reads the text b
 buffer itself is ordinary memory. Retrace bits follow from virtual time: 449 lines, 31.5 kHz, 70 Hz.
 
 Not emulated: graphics modes, planes, fonts, colours beyond the attribute bytes, the light pen, interrupts.
-Spec: IBM VGA Technical Reference (1992), "Registers"; FreeVGA's register lists agree. The window is at 3B0h.
+Spec: IBM VGA Technical Reference (1992), "Registers". Offsets count from port 3B0h.
 """
 
 from collections.abc import Callable

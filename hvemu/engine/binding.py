@@ -42,6 +42,12 @@ EDGE_CALLBACK = ctypes.CFUNCTYPE(
 )
 
 
+def version() -> str:
+    """The version of the engine's library itself, as in ``2.1.4``."""
+    packed = library.uc_version(None, None)
+    return f"{packed >> 24}.{packed >> 16 & 0xFF}.{packed >> 8 & 0xFF}"
+
+
 def handle_value(uc: Any) -> int:
     """The address of the engine's ``uc_struct``."""
     handle = uc._uch

@@ -7,7 +7,6 @@ is raised by ``run``.
 
 import ctypes
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 from unicorn import Uc, UcError
@@ -23,6 +22,7 @@ from hvemu.cpu.state import (
     FLAG_VM,
     SS,
     Segment,
+    SystemTables,
     TableRegister,
 )
 from hvemu.engine import binding, layout
@@ -38,8 +38,17 @@ CPU_MODELS = {
 }  # fmt: skip
 """Names as QEMU spells them, in lower case, to the engine's models."""
 
+_BYTE_CS = layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * CS
+_BYTE_SS = layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * SS
+_WORD_SELECTOR_CS = _BYTE_CS // 4
+_WORD_ATTRIBUTES_CS = _BYTE_CS // 4 + 5
+_WORD_ATTRIBUTES_SS = _BYTE_SS // 4 + 5
+_QUAD_BASE_ES, _QUAD_BASE_SS, _QUAD_BASE_DS = (
+    (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * index) // 8 + 1 for index in (ES, SS, DS)
+)
+_KNOWN = 65536
 _HF_INHIBIT_IRQ = 1 << 3
-_HF_KEPT = ~((3 << 0) | (1 << 4) | (1 << 5) | (1 << 6) | (1 << 7) | (7 << 9) | (3 << 14) | (1 << 22))
+_HF_KEPT = ~((3 << 0) | (1 << 4) | (1 << 5) | (1 << 6) | (1 << 7) | (7 << 9) | (3 << 14) | (1 << 22)) & 0xFFFF_FFFF
 _MODEL_STATE = ("FPCW", 0x37F), ("FPSW", 0), ("FPTAG", 0xFFFF), ("MXCSR", 0x1F80)
 
 
@@ -55,7 +64,7 @@ class Vcpu:
     """One engine. Implements CpuPort on the live register file."""
 
     def __init__(self, model: str = "penryn", *, native_clock: bool | None = None) -> None:
-        if (found := version("unicorn")) != layout.KNOWN_VERSION:
+        if (found := binding.version()) != layout.KNOWN_VERSION:
             raise layout.UnknownEngineError(
                 f"Unicorn {found} is installed, but hvemu was measured on {layout.KNOWN_VERSION}. "
                 f"Install it with: pip install unicorn=={layout.KNOWN_VERSION}"
@@ -76,6 +85,9 @@ class Vcpu:
         self.quads = self.state.cast("Q")
         layout.calibrate(self._uc, self.state)
         self.clock = BlockClock(self._handle, address + 4 * layout.WORD_EFLAGS, native=native_clock)
+        self._paging = PagingRegisters(0, 0, 0, 0)
+        self._known_tables: dict[bytes, SystemTables] = {}
+        self._known_segments: dict[bytes, Segment] = {}
         self._failure: BaseException | None = None
         self._flags_value = ctypes.c_uint64()
         self._flags_argument = ctypes.byref(self._flags_value)
@@ -277,10 +289,15 @@ class Vcpu:
         self._uc.ctl(binding.constants.UC_CTL_TLB_FLUSH, binding.constants.UC_CTL_IO_WRITE)
 
     def clear_exception(self) -> None:
-        """The exception just reported has been dealt with; without this the next one would be a double fault."""
+        """The exception just reported has been dealt with; without this the next one would be a double fault.
+
+        Ends the interrupt shadow too, because an event was delivered in place of the next instruction.
+        """
         words = self.words
         words[layout.WORD_OLD_EXCEPTION] = 0xFFFF_FFFF
         words[layout.WORD_IS_SOFTWARE] = 0
+        if words[layout.WORD_HFLAGS] & _HF_INHIBIT_IRQ:
+            words[layout.WORD_HFLAGS] &= ~_HF_INHIBIT_IRQ & 0xFFFF_FFFF
 
     # ------------------------------------------------------------------ registers (CpuPort)
 
@@ -371,40 +388,59 @@ class Vcpu:
         if index <= DS:
             self.refresh_mode()
 
+    def set_code_and_stack(self, code: Segment, stack: Segment) -> None:
+        """Load CS and SS together, as event delivery does."""
+        layout.SEGMENT_FORMAT.pack_into(self.state, _BYTE_CS, *code)
+        layout.SEGMENT_FORMAT.pack_into(self.state, _BYTE_SS, *stack)
+        self.refresh_mode()
+
     def _segment_at(self, offset: int) -> Segment:
-        selector, base, limit, attributes = layout.SEGMENT_FORMAT.unpack_from(self.state, offset)
-        return Segment(selector, base, limit, attributes & ATTRIBUTE_MASK)
+        raw = self.state[offset : offset + layout.SEGMENT_STRIDE].tobytes()
+        found = self._known_segments.get(raw)
+        if found is None:
+            selector, base, limit, attributes = layout.SEGMENT_FORMAT.unpack(raw)
+            found = Segment(selector, base, limit, attributes & ATTRIBUTE_MASK)
+            if len(self._known_segments) < _KNOWN:
+                self._known_segments[raw] = found
+        return found
 
     def refresh_mode(self) -> None:
         """Recompute the engine's mode bits after CR0, CR4, EFLAGS.VM, CS, SS, DS or ES were set here."""
         words, quads = self.words, self.quads
         cr0 = words[layout.WORD_CR0]
-        base = layout.BYTE_SEGMENTS // 4
-        hflags = words[layout.WORD_HFLAGS] & _HF_KEPT & 0xFFFF_FFFF
-        hflags |= (cr0 & 0xE) << 8
+        code = words[_WORD_ATTRIBUTES_CS]
+        hflags = words[layout.WORD_HFLAGS] & _HF_KEPT | (cr0 & 0xE) << 8
         if words[layout.WORD_CR4] & CR4_OSFXSR:
             hflags |= 1 << 22
-        code_wide = words[base + 6 * CS + 5] & ATTRIBUTE_BIG
-        if words[layout.QUAD_EFER * 2] & EFER_LMA:
-            hflags |= 1 << 14
-            if words[base + 6 * CS + 5] & ATTRIBUTE_LONG:
-                hflags |= 1 << 15
-        if code_wide:
+        if code & ATTRIBUTE_BIG:
             hflags |= 1 << 4
-        if words[base + 6 * SS + 5] & ATTRIBUTE_BIG:
+        if words[_WORD_ATTRIBUTES_SS] & ATTRIBUTE_BIG:
             hflags |= 1 << 5
+        if words[layout.QUAD_EFER * 2] & EFER_LMA:
+            hflags |= 3 << 14 if code & ATTRIBUTE_LONG else 1 << 14
         if not cr0 & CR0_PE:
             hflags |= 1 << 6
+        elif words[layout.WORD_EFLAGS] & FLAG_VM:
+            hflags |= 3 | 1 << 6 | 1 << 7
         else:
-            hflags |= 1 << 7
-            if words[layout.WORD_EFLAGS] & FLAG_VM:
-                hflags |= 3 | (1 << 6)
-            else:
-                hflags |= words[base + 6 * CS] & 3
-                bases = layout.BYTE_SEGMENTS // 8 + 1
-                if not code_wide or quads[bases + 3 * DS] | quads[bases + 3 * ES] | quads[bases + 3 * SS]:
-                    hflags |= 1 << 6
+            hflags |= words[_WORD_SELECTOR_CS] & 3 | 1 << 7
+            if not code & ATTRIBUTE_BIG or quads[_QUAD_BASE_DS] | quads[_QUAD_BASE_ES] | quads[_QUAD_BASE_SS]:
+                hflags |= 1 << 6
         words[layout.WORD_HFLAGS] = hflags
+
+    def system_tables(self) -> SystemTables:
+        """GDTR, IDTR and TR."""
+        raw = self.state[layout.BYTE_TR : layout.BYTE_IDT + layout.SEGMENT_STRIDE].tobytes()
+        found = self._known_tables.get(raw)
+        if found is None:
+            task_selector, task_base, task_limit, task_attributes = layout.SEGMENT_FORMAT.unpack_from(raw, 0)
+            _, gdt_base, gdt_limit, _ = layout.SEGMENT_FORMAT.unpack_from(raw, layout.BYTE_GDT - layout.BYTE_TR)
+            _, idt_base, idt_limit, _ = layout.SEGMENT_FORMAT.unpack_from(raw, layout.BYTE_IDT - layout.BYTE_TR)
+            task = task_base, task_limit, task_selector, task_attributes & ATTRIBUTE_MASK
+            found = SystemTables(gdt_base, gdt_limit, idt_base, idt_limit, *task)
+            if len(self._known_tables) < _KNOWN:
+                self._known_tables[raw] = found
+        return found
 
     def gdt(self) -> TableRegister:
         """GDTR."""
@@ -415,7 +451,7 @@ class Vcpu:
         return self._table_at(layout.BYTE_IDT)
 
     def _table_at(self, offset: int) -> TableRegister:
-        _, base, limit, _ = layout.SEGMENT_FORMAT.unpack_from(self.state, offset)
+        _, base, limit, _ = self._segment_at(offset)
         return TableRegister(base, limit)
 
     def set_tables(self, gdt: TableRegister, idt: TableRegister, ldt: Segment, task: Segment) -> None:
@@ -437,9 +473,10 @@ class Vcpu:
     def paging(self) -> PagingRegisters:
         """What the page walker needs."""
         words = self.words
-        return PagingRegisters(
-            words[layout.WORD_CR0], words[layout.WORD_CR3], words[layout.WORD_CR4], words[layout.QUAD_EFER * 2]
-        )
+        now = (words[layout.WORD_CR0], words[layout.WORD_CR3], words[layout.WORD_CR4], words[layout.QUAD_EFER * 2])
+        if now != self._paging:
+            self._paging = PagingRegisters(*now)
+        return self._paging
 
     def set_control(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
         """Load the control registers and drop what depends on them."""

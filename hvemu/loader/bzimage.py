@@ -15,6 +15,7 @@ from hvemu.vocabulary.machine_map import EBDA_BASE, HIGH_MEMORY
 ZERO_PAGE: Final = 0x0009_0000
 COMMAND_LINE: Final = 0x0009_2000
 _MAGIC_OFFSET: Final = 0x202
+_XLOADFLAGS: Final = 0x236
 _E820_OFFSET: Final = 0x2D0
 _HINT = "Give a Linux bzImage (vmlinuz) or another bootable image."
 
@@ -32,6 +33,8 @@ def load(memory: GuestPhysicalMemory, request: BootRequest) -> VirtualCpu:
     version = struct.unpack_from("<H", image, 0x206)[0]
     if version < 0x0202 or not image[0x211] & 1:
         raise UserError(f"{name} uses boot protocol {version >> 8}.{version & 0xFF:02}, loaded low", _HINT)
+    if version >= 0x020C and image[_XLOADFLAGS] & 1:
+        raise UserError(f"{name} is a 64-bit kernel", "hvemu boots 32-bit kernels so far; give it one.")
     setup_size = ((image[0x1F1] or 4) + 1) * 512
     kernel = image[setup_size:]
     if not kernel:
@@ -53,6 +56,7 @@ def load(memory: GuestPhysicalMemory, request: BootRequest) -> VirtualCpu:
     struct.pack_into("<H", page, 0x224, 0xFE00)
     limit = struct.unpack_from("<I", image, 0x238)[0] if version >= 0x0206 else 255
     command_line = request.append.encode("utf-8", "replace")
+    limit = min(limit, EBDA_BASE - COMMAND_LINE - 1)
     if len(command_line) > limit:
         raise UserError(f"The command line has {len(command_line)} bytes, {name} takes {limit}", "Shorten --append.")
     memory.write(COMMAND_LINE, command_line + b"\0")
@@ -71,8 +75,9 @@ def load(memory: GuestPhysicalMemory, request: BootRequest) -> VirtualCpu:
     # screen_info: 80x25 colour text on a VGA
     page[0x06], page[0x07], page[0x0E], page[0x0F] = 3, 80, 25, 1
     struct.pack_into("<H", page, 0x10, 16)
-    struct.pack_into("<H", page, 0x02, EBDA_BASE >> 10)
-    struct.pack_into("<I", page, 0x1E0, max(0, memory.size - HIGH_MEMORY) >> 10)
+    extended = max(0, memory.size - HIGH_MEMORY) >> 10
+    struct.pack_into("<H", page, 0x02, min(extended, 0xFFFF))
+    struct.pack_into("<I", page, 0x1E0, extended)
     memory.write(ZERO_PAGE, bytes(page))
     cpu = flat_protected_mode(memory, start)
     cpu.set_gpr(ESI, ZERO_PAGE)

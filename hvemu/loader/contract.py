@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from hvemu.cpu.state import CS, FLAT_CODE, FLAT_DATA, TableRegister, VirtualCpu
@@ -13,6 +12,7 @@ from hvemu.vocabulary.paging import CR0_ET, CR0_PE
 
 BOOT_GDT: Final = 0x0000_0800
 """Where loaders put the descriptor table that flat segments refer to."""
+BOOT_GDT_END: Final = BOOT_GDT + 4 * 8
 MAXIMUM_IMAGE: Final = 2 << 30
 E820_USABLE, E820_RESERVED = 1, 2
 
@@ -57,7 +57,11 @@ def read_file(path: str, what: str) -> bytes:
             raise UserError(f"The {what} {path} is not a regular file", "Give the path of an image file.")
         if information.st_size > MAXIMUM_IMAGE:
             raise UserError(f"The {what} {path} has {information.st_size} bytes", "Images up to 2 GiB can be loaded.")
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            data = file.read(MAXIMUM_IMAGE + 1)
+        if len(data) > MAXIMUM_IMAGE:
+            raise UserError(f"The {what} {path} never ends", "Images up to 2 GiB can be loaded.")
+        return data
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"Cannot read the {what} {path}: {reason}", "Check the path.") from None

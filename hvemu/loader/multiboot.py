@@ -4,12 +4,11 @@ The guest gets EAX = 0x2BADB002 and EBX = information: memory sizes and map, com
 Not provided: video modes, ELF section table, APM and VBE.
 """
 
-import io
 import struct
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from hvemu.cpu.state import EAX, EBX, VirtualCpu
-from hvemu.loader.contract import BootRequest, flat_protected_mode, memory_map
+from hvemu.loader.contract import BOOT_GDT_END, BootRequest, flat_protected_mode, memory_map
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.vocabulary.errors import UserError
 from hvemu.vocabulary.machine_map import EBDA_BASE, HIGH_MEMORY
@@ -19,8 +18,25 @@ LOADER_MAGIC: Final = 0x2BADB002
 _SEARCH: Final = 8192
 _INFORMATION: Final = 0x9000
 _TEXT_END: Final = 0x9F000
-_FLAG_VIDEO, _FLAG_ADDRESSES = 1 << 2, 1 << 16
-_ELF_HINT = "Build it as a 32-bit multiboot ELF, or use --loader flat."
+_FLAG_ADDRESSES: Final = 1 << 16
+_ELF_HINT: Final = "Build it as a 32-bit multiboot ELF, or use --loader flat."
+_RESERVED: Final = (
+    (0, BOOT_GDT_END, "firmware"),
+    (_INFORMATION, _TEXT_END, "the loader's"),
+    (EBDA_BASE, HIGH_MEMORY, "firmware"),
+)
+"""Where no kernel may lie: from, to, and whose memory it is."""
+_ZEROS: Final = 1 << 20
+
+# ELF (System V ABI, chapter 4) and its 32-bit x86 supplement
+_ELF_HEADER: Final = struct.Struct("<16sHHIIIIIHHHHHH")
+_PROGRAM_HEADER: Final = struct.Struct("<IIIIIIII")
+_LOAD: Final = 1
+_EXECUTABLE: Final = 2
+_KINDS: Final = {1: "an object file", 3: "a shared object", 4: "a core dump"}
+_I386, _X86_64 = 3, 62
+_MACHINES: Final = {_I386: "x86", 8: "MIPS", 20: "PowerPC", 40: "ARM", 183: "AArch64", 243: "RISC-V"}
+_MOST_SEGMENTS: Final = 256
 
 
 def find_header(image: bytes) -> int | None:
@@ -52,15 +68,16 @@ def load(memory: GuestPhysicalMemory, request: BootRequest) -> VirtualCpu:
 
 
 def place(memory: GuestPhysicalMemory, address: int, data: bytes, zeros: int, name: str) -> None:
-    """Store a piece of an image where it belongs; raises UserError when it does not fit into RAM."""
+    """Store a piece of an image where it belongs; raises UserError when that is not free RAM."""
     end = address + len(data) + zeros
     if end > memory.size:
         raise UserError(f"{name} wants memory up to {end:#x}", f"Start with more than --memory {memory.size >> 20}M.")
-    if address < 0x500 and end > address or (address < HIGH_MEMORY and end > EBDA_BASE and zeros + len(data)):
-        raise UserError(f"{name} wants to lie on firmware memory at {address:#x}", "Link it at 1 MiB or above.")
+    for start, stop, whose in _RESERVED:
+        if address < stop and end > max(start, address):
+            raise UserError(f"{name} wants to lie on {whose} memory at {address:#x}", "Link it at 1 MiB or above.")
     memory.write(address, data)
-    if zeros:
-        memory.write(address + len(data), bytes(zeros))
+    for at in range(address + len(data), end, _ZEROS):
+        memory.write(at, bytes(min(_ZEROS, end - at)))
 
 
 def _load_by_addresses(memory: GuestPhysicalMemory, image: bytes, header: int, name: str) -> tuple[int, int]:
@@ -78,44 +95,59 @@ def _load_by_addresses(memory: GuestPhysicalMemory, image: bytes, header: int, n
 
 def _load_elf(memory: GuestPhysicalMemory, image: bytes, name: str) -> tuple[int, int]:
     segments, entry = read_elf(image, name)
+    if sum(segment.memory_size for segment in segments) > memory.size:
+        raise UserError(f"{name} has segments larger than memory", f"Start with more than --memory {memory.size >> 20}M.")
     end = HIGH_MEMORY
     entry_physical = None
-    for header in segments:
-        physical, filesz, memsz = header["p_paddr"], header["p_filesz"], header["p_memsz"]
-        if memsz == 0:
-            continue
-        if memsz < filesz or header["p_offset"] + filesz > len(image):
+    for segment in segments:
+        if segment.memory_size < segment.file_size or segment.offset + segment.file_size > len(image):
             raise UserError(f"{name} is truncated or has absurd segments", _ELF_HINT)
-        data = image[header["p_offset"] : header["p_offset"] + filesz]
-        place(memory, physical, data, memsz - filesz, name)
-        end = max(end, physical + memsz)
-        if header["p_vaddr"] <= entry < header["p_vaddr"] + memsz:
-            entry_physical = entry - header["p_vaddr"] + physical
+        data = image[segment.offset : segment.offset + segment.file_size]
+        place(memory, segment.physical, data, segment.memory_size - segment.file_size, name)
+        end = max(end, segment.physical + segment.memory_size)
+        if segment.virtual <= entry < segment.virtual + segment.memory_size:
+            entry_physical = entry - segment.virtual + segment.physical
     # A kernel linked high states a virtual entry; GRUB enters at the physical one (xv6 states it directly).
-    inside = any(header["p_paddr"] <= entry < header["p_paddr"] + header["p_memsz"] for header in segments)
+    inside = any(segment.physical <= entry < segment.physical + segment.memory_size for segment in segments)
     return entry if inside or entry_physical is None else entry_physical, end
 
 
-def read_elf(image: bytes, name: str) -> tuple[list[Any], int]:
-    """The loadable program headers and the entry of an ELF32 x86 executable; raises UserError."""
-    from elftools.common.exceptions import ELFError
-    from elftools.elf.elffile import ELFFile
+class ProgramHeader(NamedTuple):
+    """A row of the program header table of an ELF32 file, in its order."""
 
-    try:
-        elf = ELFFile(io.BytesIO(image))
-        machine, bits = elf.header["e_machine"], elf.elfclass
-        if machine == "EM_X86_64" or (bits == 64 and machine == "EM_386"):
-            raise UserError(f"{name} is a 64-bit ELF image", "hvemu boots 32-bit kernels so far; give it one.")
-        if machine != "EM_386" or bits != 32 or not elf.little_endian or elf.header["e_type"] != "ET_EXEC":
-            raise UserError(f"{name} is not a 32-bit x86 executable ({machine})", _ELF_HINT)
-        if elf.num_segments() > 256:
-            raise UserError(f"{name} claims {elf.num_segments()} segments", _ELF_HINT)
-        segments = [segment.header for segment in elf.iter_segments() if segment.header["p_type"] == "PT_LOAD"]
-        entry = int(elf.header["e_entry"])
-    except UserError:
-        raise
-    except (ELFError, Exception) as error:  # noqa: B014 - the library raises many kinds on hostile input
-        raise UserError(f"{name} is not a readable ELF file ({type(error).__name__})", _ELF_HINT) from None
+    kind: int
+    offset: int
+    virtual: int
+    physical: int
+    file_size: int
+    memory_size: int
+    flags: int
+    alignment: int
+
+
+def read_elf(image: bytes, name: str) -> tuple[list[ProgramHeader], int]:
+    """What an ELF32 x86 executable wants loaded, and its entry; raises UserError.
+
+    Looks at nothing but the two headers: a general reader also follows sections and can be kept busy for minutes.
+    """
+    if image[:4] != b"\x7fELF" or len(image) < _ELF_HEADER.size:
+        raise UserError(f"{name} is not a readable ELF file", _ELF_HINT)
+    bits, order = image[4], image[5]
+    machine = int.from_bytes(image[18:20], "big" if order == 2 else "little")
+    if machine == _X86_64 or (machine == _I386 and bits == 2):
+        raise UserError(f"{name} is a 64-bit ELF image", "hvemu boots 32-bit kernels so far; give it one.")
+    if machine != _I386 or bits != 1 or order != 1:
+        what = _MACHINES.get(machine, f"machine {machine}")
+        raise UserError(f"{name} is not a 32-bit x86 executable but for {what}", _ELF_HINT)
+    _, kind, _, _, entry, table, _, _, _, row_size, rows, *_ = _ELF_HEADER.unpack_from(image)
+    if kind != _EXECUTABLE:
+        raise UserError(f"{name} is not an executable ELF file but {_KINDS.get(kind, f'of type {kind}')}", _ELF_HINT)
+    if rows > _MOST_SEGMENTS:
+        raise UserError(f"{name} claims {rows} segments", _ELF_HINT)
+    if rows and (row_size != _PROGRAM_HEADER.size or table + rows * row_size > len(image)):
+        raise UserError(f"{name} is truncated or has an absurd program header table", _ELF_HINT)
+    headers = [ProgramHeader(*_PROGRAM_HEADER.unpack_from(image, table + row * row_size)) for row in range(rows)]
+    segments = [header for header in headers if header.kind == _LOAD and header.memory_size]
     if not segments:
         raise UserError(f"{name} has nothing to load", _ELF_HINT)
     return segments, entry

@@ -18,6 +18,17 @@ LOADERS: Final[dict[str, Loader]] = {
     "flat": flat.load,
 }
 
+_UNPACK: Final = "Unpack it first."
+_FOREIGN: Final = (
+    (b"\x1f\x8b", "gzip-compressed", _UNPACK),
+    (b"\xfd7zXZ\0", "xz-compressed", _UNPACK),
+    (b"BZh", "bzip2-compressed", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", _UNPACK),
+    (b"MZ", "a DOS, Windows or EFI program", "Known are multiboot ELF, Linux bzImage and disk images."),
+    (b"QFI\xfb", "a qcow2 disk image", "Convert it with: qemu-img convert -O raw."),
+)
+"""What people mistake for a bootable image: its first bytes, what it is, and what to do."""
+
 
 def detect(image: bytes, name: str) -> str:
     """The loader's name; raises UserError for an image nobody can boot."""
@@ -32,6 +43,9 @@ def detect(image: bytes, name: str) -> str:
         raise UserError(f"{name} is an ELF file without a multiboot header", "Add one, or use --loader flat.")
     if boot_sector.is_bootable(image):
         return "disk"
+    for magic, what, hint in _FOREIGN:
+        if image.startswith(magic):
+            raise UserError(f"{name} is not bootable: it is {what}", hint)
     raise UserError(
         f"{name} is not bootable",
         "Known are multiboot ELF, Linux bzImage and disk images; use --loader flat for raw code.",

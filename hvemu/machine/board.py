@@ -79,9 +79,10 @@ class Board:
         self.rtc = CmosRtc(clock=clock, irq8=self._line(at.IRQ_RTC), start_time=configuration.rtc)
 
         # Consoles
-        self.serial = Uart16550(irq=self._line(at.IRQ_COM1), clock=clock, backend=backends.serial, watcher=watcher)
-        self.second_serial = Uart16550(
-            irq=self._line(at.IRQ_COM2), clock=clock, backend=backends.second_serial, watcher=watcher
+        # OUT2 does not gate the interrupt, as in QEMU: small kernels that never set it expect that.
+        self.serial, self.second_serial = (
+            Uart16550(irq=self._line(line), clock=clock, backend=backend, watcher=watcher, out2_gates_irq=False)
+            for line, backend in ((at.IRQ_COM1, backends.serial), (at.IRQ_COM2, backends.second_serial))
         )
         self.keyboard = I8042(
             irq1=self._line(at.IRQ_KEYBOARD), clock=clock, reset_line=self.request_reset, a20=lambda enabled: None

@@ -67,6 +67,9 @@ class GuestPhysicalMemory:
             return int(_U64.unpack_from(self.view, address)[0])
         return int.from_bytes(self.read(address, 8), "little")
 
+    descriptor = read_u64
+    """A segment or gate descriptor; a name of its own for those who watch."""
+
     def set_bits_u32(self, address: int, bits: int) -> None:
         """Set bits of a doubleword in RAM; how the walker marks accessed and dirty."""
         if address + 4 <= self.size:

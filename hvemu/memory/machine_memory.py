@@ -16,7 +16,8 @@ class MachineMemory:
         if size <= 0 or size % PAGE_SIZE:
             raise ValueError(f"machine memory of {size} bytes is not a positive multiple of {PAGE_SIZE}")
         self.size = size
-        self._mapping = mmap.mmap(-1, size)
+        # Private: what MADV_DONTNEED gives back of a shared mapping reads as before, not as zeros.
+        self._mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self._mapping)
         self._anchor = ctypes.c_char.from_buffer(self._mapping)
         self.host_address = ctypes.addressof(self._anchor)

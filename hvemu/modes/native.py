@@ -17,7 +17,6 @@ from hvemu.cpu.cpuid import CpuId
 from hvemu.cpu.debug_registers import DebugRegisterFault, DebugRegisters
 from hvemu.cpu.decoder import MAXIMUM_LENGTH, boundaries, decode, describe
 from hvemu.cpu.delivery import DEBUG, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT, WITH_ERROR_CODE, Escalated, Event, TripleFault
-from hvemu.cpu.delivery import deliver as deliver_event
 from hvemu.cpu.io_permission import io_permitted
 from hvemu.cpu.linear import LinearFault, read_linear
 from hvemu.cpu.msr import EFER, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, TSC_AUX, ModelSpecificRegisters, MsrError
@@ -42,6 +41,7 @@ from hvemu.engine.poker import Poker
 from hvemu.engine.vcpu import EngineError, Vcpu
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.walk import walk
+from hvemu.modes.delivery_plans import DeliveryPlans
 from hvemu.trace.events import Assisted
 from hvemu.trace.ledger import Ledger
 from hvemu.trace.tracer import Tracer
@@ -103,10 +103,13 @@ class NativeMode:
         self._mmio_write = dispatcher.entry(ExitKind.MMIO_WRITE)
         dispatcher.where = self._where
         self._assists = {kind: ledger.counter(kind) for kind in AssistKind}
+        self._exceptions = self._assists[AssistKind.EXCEPTION]
+        self._software_interrupts = self._assists[AssistKind.SOFTWARE_INTERRUPT]
         self._engine_errors = ledger.counter(ExitKind.ENGINE_ERROR)
         self._triple_faults = ledger.counter(ExitKind.TRIPLE_FAULT)
         self._halts = ledger.counter(ExitKind.HLT)
         self._debug = DebugRegisters()
+        self._plans = DeliveryPlans(vcpu, memory)
         self._retired = 0  # position when the clock was loaded
         self._running = False
         self._until = 0
@@ -158,7 +161,6 @@ class NativeMode:
         vcpu.set_eip(cpu.instruction_pointer)
         vcpu.set_cr2(cpu.cr2)
         vcpu.set_control(cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
-        vcpu.set_interrupt_shadow(cpu.interrupt_shadow)
         vcpu.write_fpu(cpu.fpu)
         self._debug.values[:] = cpu.debug
         self._nmi_blocked = cpu.nmi_blocked
@@ -167,6 +169,7 @@ class NativeMode:
             self._msr_changed(index, value)
         self._no_execute = bool(cpu.efer & EFER_NXE)
         vcpu.clear_exception()
+        vcpu.set_interrupt_shadow(cpu.interrupt_shadow)
         vcpu.forget_code()
 
     def leave(self) -> VirtualCpu:
@@ -546,14 +549,15 @@ class NativeMode:
         if self._abandoned is not None:
             vcpu.stop()
             return
-        self._settle_block()
-        if vcpu.is_software_interrupt():
+        if vcpu.is_software_interrupt():  # ends its block: nothing to refund
+            self._take_back_slack()
             eip = vcpu.eip()
             length = 1 if vector in (3, 4) and self._code(vcpu.linear_eip() - 1, 1) in (b"\xcc", b"\xce") else 2
-            event = Event(vector, software=True, start=(eip - length) & 0xFFFF_FFFF)
+            event = Event(vector, None, True, False, None, (eip - length) & 0xFFFF_FFFF)
             if self._deliver(AssistKind.SOFTWARE_INTERRUPT, event):
                 self._clock.refund(length)
             return
+        self._settle_block()
         if vector == DEBUG:
             self._debug.single_stepped()
         elif self._counter:
@@ -576,24 +580,32 @@ class NativeMode:
         clock = self._clock
         if tail := self._tail():
             clock.refund(tail)
+        self._take_back_slack()
+
+    def _take_back_slack(self) -> None:
         if self._slack:
-            clock.shorten(self._slack)
+            self._clock.shorten(self._slack)
             self._slack = 0
 
     def _deliver(self, kind: AssistKind, event: Event) -> bool:
         """Deliver through the IDT; a failure ends the guest with a sentence. Returns whether it escalated."""
         vcpu = self.vcpu
-        self._assists[kind][event.vector] += 1
+        if kind is AssistKind.SOFTWARE_INTERRUPT:  # hashing an Enum is slow
+            self._software_interrupts[event[0]] += 1
+        elif kind is AssistKind.EXCEPTION:
+            self._exceptions[event[0]] += 1
+        else:
+            self._assists[kind][event[0]] += 1
         if self._tracer.active:
             self._tracer.publish(Assisted(self.position(), kind, vcpu.eip(), event.vector, event.error_code))
-        before = vcpu.eip(), vcpu.linear_eip()
-        problem = deliver_event(vcpu, self.memory, event)
+        eip = vcpu.eip()
+        problem = self._plans.deliver(event)
         vcpu.clear_exception()
-        vcpu.set_interrupt_shadow(False)
         if problem is None or isinstance(problem, Escalated):
-            if self._running and self._pin.level and not self._clock.in_window_mode() and vcpu.interrupts_enabled():
+            if self._pin.level and self._running and not self._clock.in_window_mode() and vcpu.interrupts_enabled():
                 self._clock.open_window()
             return problem is not None
+        before = eip, (vcpu.linear_eip() - vcpu.eip() + eip) & 0xFFFF_FFFF
         if isinstance(problem, TripleFault):
             self._triple_faults[0] += 1
             faults = ", then ".join(

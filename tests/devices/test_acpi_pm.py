@@ -105,3 +105,24 @@ def test_a_pressed_button_and_a_pending_carry_survive_the_state(desk: Desk) -> N
     other = Desk()
     other.pm.from_state(desk.pm.state())
     assert (True, desk.clock.pending()) == (other.irq9.level, other.clock.pending())
+
+
+def test_the_carry_is_awaited_again_after_it_was_noticed(desk: Desk) -> None:
+    """Clearing TMR_STS schedules the next half; while it is set nothing is due."""
+    half = -(-(1 << 31) * SECOND // 3_579_545)
+    desk.pm.write(ENABLE, 2, 1)
+    desk.clock.advance_to(half)
+    while_set = desk.clock.pending()
+    desk.pm.write(STATUS, 2, 1)
+    due = desk.clock.pending()
+    desk.pm.write(ENABLE, 2, 0)
+    assert ([], [-(-(1 << 32) * SECOND // 3_579_545)], []) == (while_set, due, desk.clock.pending())
+
+
+def test_reset_clears_status_enable_and_sleep_type(desk: Desk) -> None:
+    """ACPI mode stays on."""
+    desk.pm.write(ENABLE, 2, POWER_BUTTON)
+    desk.pm.write(CONTROL, 2, 5 << 10)
+    desk.pm.press_power_button()
+    desk.pm.reset()
+    assert (0, 1, False) == (desk.pm.read(STATUS, 4), desk.pm.read(CONTROL, 2), desk.irq9.level)

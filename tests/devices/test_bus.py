@@ -133,3 +133,29 @@ def test_the_listing_is_in_order_of_address() -> None:
         bus.claim(base, 2, probe)
     assert [0x20, 0x70, 0x3F8] == [window.base for window in bus.listing()]
     assert (2, probe) == (bus.listing()[0].length, bus.listing()[0].device)
+
+
+def test_a_write_that_fits_arrives_as_it_is() -> None:
+    """One call, of the widest size too."""
+    bus, probe = Bus("port"), WideProbe()
+    bus.claim(0xCF8, 4, probe)
+    bus.write(0xCF9, 1, 0x06)
+    bus.write(0xCF8, 4, 0x80000000)
+    assert [(1, 1, 0x06), (0, 4, 0x80000000)] == probe.accesses
+
+
+def test_windows_may_touch() -> None:
+    """On either side."""
+    bus, probe = Bus("port"), Probe()
+    for base in (0x61, 0x60, 0x62):
+        bus.claim(base, 1, probe)
+    assert [0x60, 0x61, 0x62] == [window.base for window in bus.listing()]
+
+
+def test_a_misaligned_wide_access_that_is_partly_unclaimed() -> None:
+    """High in memory: the device gets its two bytes, in one access."""
+    unclaimed = FakeCalls()
+    bus, probe = Bus("memory", on_unclaimed=unclaimed), WideProbe()
+    bus.claim(0xFEC00000, 0x10, probe)
+    bus.write(0xFEC0000E, 4, 0x44332211)
+    assert ([(0xE, 2, 0x2211)], [(0xFEC00010, 2, 0x4433)]) == (probe.accesses, unclaimed.calls)

@@ -234,3 +234,57 @@ def test_the_next_match_is_the_first() -> None:
             if hour in (None, time // 3600 % 24) and minute in (None, time // 60 % 60) and second in (None, time % 60)
         )
         assert wanted == next_match(50_000, hour, minute, second)
+
+
+def test_an_interrupt_that_is_enabled_late_comes_at_once(desk: Desk) -> None:
+    """The flag was set while nobody wanted it."""
+    desk.clock.advance_to(1_500_000_000)
+    desk.put(0x0B, 0x12)
+    assert [1_500_000_000] == desk.irq8.edges
+
+
+def test_the_divider_in_reset_makes_no_ticks(desk: Desk) -> None:
+    """No flags, no events, whatever is enabled."""
+    desk.put(0x0A, 0x66)
+    desk.put(0x0B, 0x72)
+    desk.clock.advance_to(10 * SECOND)
+    assert ([], 0x00, "12:34:56") == (desk.clock.pending(), desk.get(0x0C), desk.time())
+
+
+def test_a_pause_by_set_keeps_the_phase_of_the_seconds(desk: Desk) -> None:
+    """Stopped from 2.3 to 5.8: the next second begins at 6."""
+    desk.clock.advance_to(2_300_000_000)
+    desk.put(0x0B, 0x82)
+    desk.clock.advance_to(5_800_000_000)
+    desk.put(0x0B, 0x02)
+    times = [desk.time()]
+    for time in (5_999_999_999, 6_000_000_000):
+        desk.clock.advance_to(time)
+        times.append(desk.time())
+    desk.put(0x0B, 0x12)
+    assert ["12:34:58", "12:34:58", "12:34:59"] == times
+    assert 0xD0 == desk.get(0x0C)
+    assert [7 * SECOND] == desk.clock.pending()
+
+
+def test_reset_cancels_the_event(desk: Desk) -> None:
+    """An enabled interrupt is forgotten."""
+    desk.put(0x0B, 0x42)
+    desk.rtc.reset()
+    assert [] == desk.clock.pending()
+
+
+def test_the_update_flag_begins_exactly_2228_microseconds_before(desk: Desk) -> None:
+    """To the nanosecond."""
+    desk.clock.advance_to(SECOND - 2_228_001)
+    before = desk.get(0x0A)
+    desk.clock.advance_to(SECOND - 2_228_000)
+    assert (0x26, 0xA6) == (before, desk.get(0x0A))
+
+
+def test_what_the_guest_sets_without_stopping_the_clock_goes_on(desk: Desk) -> None:
+    """Minutes set at half past a second: the seconds run on in their phase."""
+    desk.clock.advance_to(500_000_000)
+    desk.put(2, 0x10)
+    desk.clock.advance_to(4 * SECOND)
+    assert "12:11:00" == desk.time()

@@ -298,3 +298,90 @@ def test_reset_forgets_what_was_typed(desk: Desk) -> None:
     desk.chip.type_text("abc")
     desk.chip.data.reset()
     assert ([], False) == (desk.drain(), desk.irq1.level)
+
+
+def test_the_output_port_shows_the_output_buffer(desk: Desk) -> None:
+    """Bit 4 for the keyboard's byte, bit 5 for the auxiliary one."""
+    values = []
+    for command in (0xD2, 0xD3):
+        desk.command(command, 0x11)
+        desk.command(0xD0)
+        desk.chip.data.read(0, 1)
+        values.append(desk.chip.data.read(0, 1))
+    assert [0x13, 0x23] == values
+
+
+def test_the_input_port_says_not_locked(desk: Desk) -> None:
+    """C0; and the status' bit 4."""
+    desk.command(0xC0)
+    assert ([0x80], 0x10) == (desk.drain(), desk.status() & 0x10)
+
+
+def test_other_pulses_reset_nothing(desk: Desk) -> None:
+    """Only bit 0 is the reset line, and only F0 to FF pulse."""
+    for command in (0xF1, 0xFD, 0xEE):
+        desk.command(command)
+    assert [] == desk.reset_line.calls
+    desk.command(0xF0)
+    assert [()] == desk.reset_line.calls
+
+
+def test_irq12_needs_its_enable(desk: Desk) -> None:
+    """The command byte's bit 1."""
+    desk.command(0xD3, 0x5A)
+    quiet = desk.irq12.level
+    desk.chip.data.read(0, 1)
+    desk.command(0x60, 0x03)
+    desk.command(0xD3, 0x5A)
+    assert (False, True, False) == (quiet, desk.irq12.level, desk.irq1.level)
+
+
+def test_a_keyboard_byte_after_an_auxiliary_one_is_the_keyboards(desk: Desk) -> None:
+    """The flags belong to the byte in the buffer."""
+    desk.command(0xD4, 0x00)
+    desk.command(0xD2, 0x22)
+    assert FULL == desk.status() & (FULL | AUXILIARY | TIMEOUT)
+
+
+def test_enabling_scanning_clears_what_was_typed(desk: Desk) -> None:
+    """F4 empties the keyboard's buffer; F6 sets defaults and goes on scanning."""
+    desk.chip.type_text("abc")
+    desk.keyboard(0xF4)
+    after_enable = desk.drain()
+    desk.keyboard(0xF3, 0x00, 0xF6)
+    desk.drain()
+    assert ([0x1E, 0xFA], 0x2B, True) == (after_enable, desk.chip.keyboard.typematic, desk.chip.press("a"))
+
+
+def test_resend_and_set_3_commands(desk: Desk) -> None:
+    """FE repeats the last byte; F7 to FD are acknowledged."""
+    answers = []
+    for command in (0xEE, 0xFE, 0xF7, 0xFD):
+        desk.keyboard(command)
+        answers.append(desk.drain())
+    assert [[0xEE], [0xEE], [0xFA], [0xFA]] == answers
+
+
+def test_answers_overtake_typing_in_a_full_queue(desk: Desk) -> None:
+    """The last typed codes make room."""
+    desk.chip.type_text("a" * QUEUE_LIMIT)
+    desk.chip.data.read(0, 1)
+    desk.keyboard(0xF2)
+    assert [0xFA, 0xAB, 0x41] == desk.drain()[:3]
+
+
+def test_keyboard_reset_sets_everything_back(desk: Desk) -> None:
+    """LEDs, scan code set, scanning."""
+    desk.command(0x60, 0x05)
+    desk.keyboard(0xED, 7, 0xF0, 1, 0xF5, 0xFF)
+    keyboard = desk.chip.keyboard
+    assert (0, 2, True) == (keyboard.leds, keyboard.scan_code_set, keyboard.scanning)
+
+
+def test_restoring_drives_the_lines_and_the_gate(desk: Desk) -> None:
+    """A byte in the buffer interrupts, a closed gate is closed."""
+    desk.chip.key_down("a")
+    desk.command(0xDD)
+    other = Desk()
+    other.chip.data.from_state(desk.chip.data.state())
+    assert (True, (False,)) == (other.irq1.level, other.a20.calls[-1])

@@ -150,3 +150,34 @@ def test_reset_masks_all_but_keeps_the_inputs(desk: Desk) -> None:
     desk.apic.reset()
     desk.put(0x22, LEVEL | 0x60)
     assert (MASKED, (0x60, True, 0)) == (desk.get(0x10), desk.sent.calls[-1])
+
+
+def test_lowest_priority_is_a_level_and_its_mode_is_passed_on(desk: Desk) -> None:
+    """Delivery mode 1."""
+    desk.put(0x22, LEVEL | 0x159)
+    desk.apic.set_irq(9, True)
+    assert ([(0x59, True, 1)], LEVEL | REMOTE_IRR | 0x159) == (desk.sent.calls, desk.get(0x22))
+
+
+def test_an_end_does_not_send_a_level_that_was_never_sent(desk: Desk) -> None:
+    """A masked entry with the same vector."""
+    desk.put(0x22, MASKED | LEVEL | 0x59)
+    desk.apic.set_irq(9, True)
+    desk.apic.end_of_interrupt(0x59)
+    assert [] == desk.sent.calls
+
+
+def test_registers_that_do_not_exist(desk: Desk) -> None:
+    """Beyond entry 23, and between 2 and 10h."""
+    for register in (0x03, 0x40, 0x41, 0xFF):
+        desk.put(register, 0)
+    assert [0, 0, 0] == [desk.get(register) for register in (0x03, 0x40, 0xFF)]
+    assert MASKED == desk.get(0x3E)
+
+
+def test_narrow_writes_to_the_window_are_dropped(desk: Desk) -> None:
+    """The data sheet wants 32 bits; so does the end-of-interrupt register that version 11h lacks."""
+    desk.apic.write(0x00, 4, 0x14)
+    desk.apic.write(0x10, 1, 0x32)
+    desk.apic.write(0x40, 4, 0x32)
+    assert MASKED == desk.get(0x14)

@@ -395,3 +395,83 @@ def test_requests_and_timer_survive_the_state(desk: Desk) -> None:
     other.clock.advance_to(300_000)
     other.apic.from_state(desk.apic.state())
     assert (True, [1_000_000], 0x31) == (other.intr.level, other.clock.pending(), other.apic.acknowledge())
+
+
+def test_a_pin_that_stays_up_is_one_edge(desk: Desk) -> None:
+    """Telling the same level again asks for nothing."""
+    desk.put(LVT_LINT0, 0x0045)
+    desk.apic.set_lint0(True)
+    desk.apic.acknowledge()
+    desk.put(EOI, 0)
+    desk.apic.set_lint0(True)
+    assert not desk.apic.pending()
+
+
+def test_the_end_of_another_level_does_not_ask_lint0_again(desk: Desk) -> None:
+    """Only the vector of LINT0 is its end, and only of a level."""
+    desk.put(LVT_LINT0, 0x0045)
+    desk.apic.set_lint0(True)
+    desk.apic.acknowledge()
+    desk.put(EOI, 0)
+    desk.apic.deliver(0x45, True, 0)
+    desk.apic.acknowledge()
+    desk.put(EOI, 0)
+    edge = desk.apic.pending()
+    desk.put(LVT_LINT0, 0x8045)
+    desk.apic.acknowledge()
+    desk.apic.deliver(0x55, True, 0)
+    desk.apic.acknowledge()
+    desk.put(EOI, 0)
+    assert (False, 0, False) == (edge, desk.get(IRR + 0x20), desk.apic.pending())
+
+
+def test_local_edges_do_not_set_the_trigger_mode(desk: Desk) -> None:
+    """Timer and LINT1 are edges; their end is not broadcast."""
+    desk.put(LVT_LINT1, 0x8046)
+    desk.apic.set_lint1(True)
+    desk.apic.acknowledge()
+    desk.put(EOI, 0)
+    assert ([], 0) == (desk.eoi.calls, desk.get(TMR + 0x20))
+
+
+def test_the_destination_format_keeps_its_upper_bits(desk: Desk) -> None:
+    """The others read as ones."""
+    desk.put(DFR, 0x00000000)
+    assert 0x0FFFFFFF == desk.get(DFR)
+
+
+def test_unimplemented_registers_read_zero_and_read_only_ones_stay(desk: Desk) -> None:
+    """Arbitration priority, remote read, the end of interrupt, and the version."""
+    for register in (VERSION, PPR, ISR, TMR, IRR, CURRENT, 0x90, 0xC0, 0x2F0):
+        desk.put(register, 0xFFFFFFFF)
+    assert [0x50014, 0, 0, 0, 0, 0, 0, 0, 0] == [
+        desk.get(register) for register in (VERSION, PPR, ISR, TMR, IRR, CURRENT, 0x90, 0xC0, EOI)
+    ]
+
+
+def test_words_of_the_vector_registers(desk: Desk) -> None:
+    """Vector FE is the last word's; 20h the second's, of each register."""
+    desk.apic.deliver(0xFE, True, 0)
+    desk.apic.acknowledge()
+    desk.apic.deliver(0x20, True, 1)
+    read = [desk.get(base + 16 * word) for base in (ISR, TMR, IRR) for word in (0, 1, 7)]
+    assert [0, 0, 1 << 30, 0, 1, 1 << 30, 0, 1, 0] == read
+
+
+def test_the_processor_priority_is_the_higher_of_two(desk: Desk) -> None:
+    """Of equal classes it is the task priority with its lower bits."""
+    desk.apic.deliver(0x57, False, 0)
+    desk.apic.acknowledge()
+    seen = []
+    for task in (0x4F, 0x53, 0x61):
+        desk.put(TPR, task)
+        seen.append(desk.get(PPR))
+    assert [0x50, 0x53, 0x61] == seen
+
+
+def test_an_illegal_error_vector_does_not_raise_itself(desk: Desk) -> None:
+    """The error is noted and that is all."""
+    desk.put(LVT_ERROR, 0x05)
+    desk.apic.deliver(3, False, 0)
+    desk.put(ESR, 0)
+    assert (0x40, False) == (desk.get(ESR), desk.apic.pending())

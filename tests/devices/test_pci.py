@@ -160,3 +160,34 @@ def test_configuration_survives_the_state(desk: Desk) -> None:
     other.card.from_state(desk.card.state())
     other.host.address.from_state(desk.host.address.state())
     assert 0xC001 == other.bus.read(0xCFC, 4)
+
+
+def test_a_function_hears_of_its_configuration() -> None:
+    """The offset and size of what was written, after it was written."""
+    heard = []
+
+    class Listening(Card):
+        def configuration_written(self, offset: int, size: int) -> None:
+            heard.append((offset, size, self.bar(0)))
+
+    Listening().write(0x10, 4, 0xC000)
+    assert [(0x10, 4, 0xC000)] == heard
+
+
+def test_neighbouring_registers_are_left_alone(desk: Desk) -> None:
+    """A byte write changes a byte."""
+    desk.put(3, 0, 0x14, 4, 0xFEB00000)
+    desk.put(3, 0, 0x17, 1, 0xE0)
+    assert (0xE0B00000, 1) == (desk.get(3, 0, 0x14), desk.get(3, 0, 0x10))
+
+
+def test_the_address_register_keeps_only_its_bits(desk: Desk) -> None:
+    """The reserved ones and the two lowest read zero."""
+    desk.bus.write(0xCF8, 4, 0xFFFFFFFF)
+    assert 0x80FFFFFC == desk.bus.read(0xCF8, 4)
+
+
+def test_function_8_does_not_exist(desk: Desk) -> None:
+    """A device has eight, 0 to 7."""
+    with pytest.raises(ValueError, match="no place"):
+        desk.host.add(3, 8, Card())

@@ -279,3 +279,71 @@ def test_requests_and_services_survive_the_state(desk: Desk) -> None:
     other.eoi()
     other.eoi()
     assert 0x2C == other.pair.acknowledge()
+
+
+def test_a_line_in_service_does_not_interrupt_itself(desk: Desk) -> None:
+    """A second edge of line 4 waits for the EOI; so does the slave outside of special fully nested mode."""
+    desk.pulse(4)
+    desk.pair.acknowledge()
+    desk.pulse(4)
+    itself = desk.intr.level
+    desk.eoi()
+    assert (False, 0x24) == (itself, desk.pair.acknowledge())
+    desk.eoi()
+    desk.pulse(12)
+    desk.pair.acknowledge()
+    desk.pulse(8)
+    assert not desk.intr.level
+
+
+def test_the_chosen_register_stays_chosen(desk: Desk) -> None:
+    """An OCW3 without RR, and a poll, leave the choice of ISR or IRR alone."""
+    desk.pulse(0)
+    desk.pair.acknowledge()
+    master = desk.pair.master
+    master.write(0, 1, 0x0B)
+    master.write(0, 1, 0x48)
+    master.write(0, 1, 0x08)
+    assert 0x01 == master.read(0, 1)
+
+
+def test_the_special_mask_changes_only_when_enabled(desk: Desk) -> None:
+    """ESMM must be set with SMM; 48h ends the mode, and ICW1 does."""
+    master = desk.pair.master
+    modes = []
+    for word in (0x28, 0x68, 0x08, 0x48, 0x68):
+        master.write(0, 1, word)
+        modes.append(master.special_mask)
+    desk.initialize()
+    assert [False, True, True, False, True, False] == [*modes, master.special_mask]
+
+
+def test_a_poll_of_line_0(desk: Desk) -> None:
+    """80h: bit 7 says that there was one."""
+    desk.pulse(0)
+    desk.pair.master.write(0, 1, 0x0C)
+    assert 0x80 == desk.pair.master.read(1, 1)
+
+
+def test_making_a_high_line_a_level_requests_it(desk: Desk) -> None:
+    """At once: the ELCR decides how the pin is looked at."""
+    desk.pulse(5)
+    desk.pair.acknowledge()
+    desk.eoi()
+    desk.pair.elcr.write(0, 1, 0x20)
+    raised = desk.intr.level
+    desk.pair.elcr.reset()
+    assert (True, False) == (raised, desk.intr.level)
+
+
+def test_reset_leaves_no_mode_behind(desk: Desk) -> None:
+    """A reset pair, initialised again, behaves as the first time."""
+    fresh = Desk()
+    desk.initialize(0x13)
+    desk.pair.master.write(0, 1, 0x80)
+    desk.pair.master.write(0, 1, 0x6B)
+    desk.pair.master.write(0, 1, 0xC3)
+    for device in (desk.pair.master, desk.pair.slave, desk.pair.elcr):
+        device.reset()
+    desk.initialize()
+    assert fresh.pair.master.state() == desk.pair.master.state()

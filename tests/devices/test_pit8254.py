@@ -307,3 +307,123 @@ def test_the_line_stays_up_through_the_low_half_in_the_state_too(desk: Desk) -> 
     other.clock.advance_to(desk.clock.now())
     other.pit.from_state(desk.pit.state())
     assert (False, True, True) == (desk.pit.channel_output(0), desk.irq0.level, other.irq0.level)
+
+
+def test_mode_0_output_rises_on_the_tick_of_terminal_count(desk: Desk) -> None:
+    """Count 10 written in tick 0: low through tick 10, high at 11."""
+    desk.pit.set_gate(2, True)
+    desk.program(2, 0, 10)
+    outputs = []
+    for tick in (10, 11):
+        desk.go(tick)
+        outputs.append(desk.pit.channel_output(2))
+    assert [False, True] == outputs
+
+
+@pytest.mark.parametrize(("written", "mode"), [(6, 2), (7, 3)])
+def test_modes_6_and_7_are_2_and_3(desk: Desk, written: int, mode: int) -> None:
+    """The third mode bit does not count for them."""
+    desk.program(0, written, 1000)
+    assert mode == desk.status(0) >> 1 & 7
+
+
+def test_bcd_digits(desk: Desk) -> None:
+    """Each of the four has its weight, in and out."""
+    desk.program(0, 2, 0x9876, bcd=True)
+    desk.go(1)
+    first = desk.latched(0)
+    desk.go(1 + 1111)
+    second = desk.latched(0)
+    desk.irq0.edges.clear()
+    desk.go(1 + 9876)
+    assert (0x9876, 0x8765, [at_tick(9877)]) == (first, second, desk.irq0.edges)
+
+
+def test_a_new_count_in_mode_4_begins_at_once(desk: Desk) -> None:
+    """The old strobe never comes."""
+    desk.program(0, 4, 100)
+    desk.irq0.edges.clear()
+    desk.go(50)
+    desk.pit.write(0, 1, 200)
+    desk.pit.write(0, 1, 0)
+    desk.go(1000)
+    assert [at_tick(50 + 202)] == desk.irq0.edges
+
+
+def test_a_new_count_in_mode_1_waits_for_the_next_trigger(desk: Desk) -> None:
+    """The running shot keeps its length."""
+    desk.program(2, 1, 100)
+    desk.pit.set_gate(2, True)
+    desk.pit.write(2, 1, 10)
+    desk.pit.write(2, 1, 0)
+    desk.go(100)
+    running = desk.pit.channel_output(2)
+    desk.go(101)
+    over = desk.pit.channel_output(2)
+    desk.pit.set_gate(2, False)
+    desk.pit.set_gate(2, True)
+    desk.go(101 + 11)
+    assert (False, True, True) == (running, over, desk.pit.channel_output(2))
+
+
+def test_a_count_written_with_the_gate_low_waits_for_it(desk: Desk) -> None:
+    """Mode 0 on channel 2: the value is there, and does not move."""
+    desk.program(2, 0, 500)
+    desk.go(100)
+    waiting = desk.latched(2)
+    desk.pit.set_gate(2, True)
+    desk.go(111)
+    assert (500, 490) == (waiting, desk.latched(2))
+
+
+def test_read_back_latches_only_what_it_names(desk: Desk) -> None:
+    """Counts without status, status without counts, and no other channel."""
+    desk.program(0, 2, 1000)
+    desk.program(1, 2, 1000)
+    desk.go(1)
+    desk.pit.write(CONTROL, 1, 0xD2)
+    desk.pit.write(CONTROL, 1, 0xE4)
+    desk.go(101)
+    channel_0 = desk.word(0), desk.word(0)
+    channel_1 = desk.pit.read(1, 1), desk.word(1)
+    assert ((1000, 900), (0xB4, 900)) == (channel_0, channel_1)
+
+
+def test_a_control_word_stops_the_old_mode(desk: Desk) -> None:
+    """Mode 0 lowers the line at once; no edge comes until a count is there."""
+    desk.program(0, 2, 1000)
+    desk.pit.write(CONTROL, 1, 0x30)
+    assert (False, []) == (desk.irq0.level, desk.clock.pending())
+
+
+def test_other_channels_leave_the_line_alone(desk: Desk) -> None:
+    """Channel 2's control words and gate are not channel 0's."""
+    desk.program(0, 2, 1000)
+    due = desk.clock.pending()
+    desk.program(2, 0, 500)
+    desk.pit.set_gate(2, True)
+    assert (True, due) == (desk.irq0.level, desk.clock.pending())
+
+
+def test_the_gate_of_channel_0_stops_its_edges(desk: Desk) -> None:
+    """No PC wires it, but the chip has it."""
+    desk.program(0, 2, 1000)
+    desk.pit.set_gate(0, False)
+    stopped = desk.clock.pending()
+    desk.pit.set_gate(0, True)
+    assert ([], [at_tick(1001)]) == (stopped, desk.clock.pending())
+
+
+def test_resetting_closes_the_gate_of_channel_2_only(desk: Desk) -> None:
+    """Of the timer, and of port 61h."""
+    desk.port_b.write(0, 1, 0x03)
+    desk.port_b.reset()
+    by_port = desk.pit.gate(2), desk.port_b.read(0, 1) & 0x0F
+    desk.port_b.write(0, 1, 0x01)
+    desk.pit.reset()
+    assert ((False, 0), [True, True, False]) == (by_port, [desk.pit.gate(number) for number in range(3)])
+
+
+def test_the_control_word_cannot_be_read(desk: Desk) -> None:
+    """Ones."""
+    assert 0xFF == desk.pit.read(CONTROL, 1)

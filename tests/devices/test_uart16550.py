@@ -286,3 +286,72 @@ def test_reset_cancels_the_refill_and_lowers_the_line(desk: Desk) -> None:
     desk.inp(RBR)
     desk.uart.reset()
     assert ([], False, 0x60) == (desk.clock.pending(), desk.irq.level, desk.inp(LSR))
+
+
+def test_sources_that_are_not_enabled_do_not_interrupt(desk: Desk) -> None:
+    """Overrun, data, empty transmitter and modem lines all wait; IER bit by bit lets them out, highest first."""
+    desk.out(MCR, 0x10)
+    desk.out(THR, 1)
+    desk.out(THR, 2)
+    seen = []
+    for enabled in (0x00, 0x08, 0x0A, 0x0B, 0x0F):
+        desk.out(IER, enabled)
+        seen.append(desk.inp(IIR))
+    assert [0x01, 0x00, 0x02, 0x04, 0x06] == seen
+
+
+def test_reading_lsr_and_msr_lowers_the_line() -> None:
+    """Each is the acknowledgement of its own source."""
+    desk = Desk(out2_gates_irq=False)
+    desk.out(MCR, 0x10)
+    desk.out(IER, 0x08)
+    modem = desk.irq.level
+    desk.inp(MSR)
+    after_modem = desk.irq.level
+    desk.out(IER, 0x04)
+    desk.out(THR, 1)
+    desk.out(THR, 2)
+    overrun = desk.irq.level
+    desk.inp(LSR)
+    assert (True, False, True, False) == (modem, after_modem, overrun, desk.irq.level)
+
+
+def test_clearing_the_receiver_lowers_the_line(desk: Desk) -> None:
+    """What is gone interrupts no more."""
+    desk.out(MCR, OUT2)
+    desk.out(FCR, 0x01)
+    desk.out(IER, 0x01)
+    desk.uart.receive(b"x")
+    desk.out(FCR, 0x03)
+    assert not desk.irq.level
+
+
+def test_changing_the_trigger_keeps_the_fifo(desk: Desk) -> None:
+    """Only FCR bit 1, or switching the FIFOs, clears it."""
+    desk.out(FCR, 0x01)
+    desk.uart.receive(b"abc")
+    desk.out(FCR, 0xC1)
+    kept = desk.drain()
+    desk.uart.receive(b"abc")
+    desk.out(FCR, 0x00)
+    assert (b"abc", 0x60) == (kept, desk.inp(LSR))
+
+
+@pytest.mark.parametrize(
+    ("line_control", "divisor", "nanoseconds"),
+    [
+        (0x03, 1, 86_805),
+        (0x00, 1, 60_763),
+        (0x0B, 1, 95_486),
+        (0x07, 1, 95_486),
+        (0x03, 12, 1_041_666),
+        (0x03, 0, 86_805),
+    ],
+)
+def test_a_character_takes_its_bits_on_the_wire(desk: Desk, line_control: int, divisor: int, nanoseconds: int) -> None:
+    """Data, parity and stop bits; a divisor of 0 counts as 1."""
+    desk.set_speed(divisor)
+    desk.out(LCR, line_control)
+    desk.uart.receive(b"ab")
+    desk.inp(RBR)
+    assert [nanoseconds] == desk.clock.pending()

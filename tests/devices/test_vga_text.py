@@ -159,3 +159,25 @@ def test_the_buffer_is_where_the_memory_map_says(desk: Desk) -> None:
     desk.out(0x3CE, 6)
     desk.out(0x3CF, 0x0A)
     assert "m" == desk.vga.screen(desk.memory).rows[0][0]
+
+
+def test_the_cursor_counts_from_the_start_address(desk: Desk) -> None:
+    """Both are positions in the buffer."""
+    desk.crtc(0x0D, 80)
+    desk.crtc(0x0F, 165)
+    assert (1, 5) == desk.vga.screen(desk.memory).cursor
+
+
+def test_taller_characters_make_fewer_rows(desk: Desk) -> None:
+    """400 lines of 32 are 12 rows; 350 lines of 14 are 25."""
+    desk.crtc(0x09, 0x5F)
+    twelve = len(desk.vga.screen(desk.memory).rows)
+    desk.crtc(0x09, 0x4D)
+    desk.crtc(0x11, 0x0E)
+    desk.crtc(0x12, 0x5D)
+    assert (12, 25) == (twelve, len(desk.vga.screen(desk.memory).rows))
+
+
+def test_ports_of_the_window_that_do_nothing(desk: Desk) -> None:
+    """They read ones; input status 0 says that a monitor is there."""
+    assert (0xFF, 0xFF, 0x10) == (desk.inp(0x3C3), desk.inp(0x3D0), desk.inp(0x3C2))
