@@ -75,13 +75,22 @@ def find_cpu_state(uc: Any) -> int:
                 if pointer < 0x10000 or pointer >> 47 or pointer in seen:
                     continue
                 seen.add(pointer)
-                offset = probe.read(pointer, _SCAN).find(pattern)
-                if offset >= 0:
-                    return int(pointer + offset)
+                content, offset = probe.read(pointer, _SCAN), -1
+                while (offset := content.find(pattern, offset + 1)) >= 0:
+                    if _follows(uc, probe, pointer + offset, numbers[0], values[0]):
+                        return int(pointer + offset)
     finally:
         for number in numbers:
             uc.reg_write(number, 0)
     raise UnknownEngineError(_advice("its CPU state was not found in memory"))
+
+
+def _follows(uc: Any, probe: "_MemoryProbe", address: int, number: int, value: int) -> bool:
+    """Whether the memory at ``address`` is the live register, not an old copy of the pattern."""
+    uc.reg_write(number, value ^ 0xFF)
+    found = probe.read(address, 8) == struct.pack("<Q", value ^ 0xFF)
+    uc.reg_write(number, value)
+    return found
 
 
 def calibrate(uc: Any, state: memoryview) -> None:

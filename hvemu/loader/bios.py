@@ -22,6 +22,7 @@ SECTORS: Final = 63
 _DISK: Final = 0x80
 _SMAP: Final = 0x534D4150
 _COLUMNS, _ROWS = 80, 25
+_SCREEN: Final = 2 * _COLUMNS * _ROWS
 _TICKS_PER_DAY: Final = 0x1800B0
 _WAIT_STUB: Final = 0x400
 _BDA: Final = at.BIOS_DATA_AREA
@@ -135,10 +136,13 @@ class Bios:
         held = {0x2A: 2, 0x36: 1, 0x1D: 4, 0x38: 8}.get(code & 0x7F)
         if held:
             self._set_bda(0x17, shift & ~held if code & 0x80 else shift | held, 1)
+        elif toggled := {0x46: 0x10, 0x45: 0x20, 0x3A: 0x40}.get(code):
+            self._set_bda(0x17, shift ^ toggled, 1)
         elif not code & 0x80:
             plain, shifted = _KEYS.get(code, (0, 0))
-            character = shifted if shift & 3 else plain
-            if shift & 4 and 0x60 <= character < 0x7B:
+            capital = bool(shift & 3) ^ (bool(shift & 0x40) and 0x61 <= plain < 0x7B)
+            character = shifted if capital else plain
+            if shift & 4 and 0x61 <= plain < 0x7B:
                 character &= 0x1F
             tail = self._bda(0x1C)
             following = tail + 2 if tail + 2 < 0x3E else 0x1E
@@ -155,30 +159,41 @@ class Bios:
         if function == 0x00:
             self._clear(0, 0, _ROWS - 1, _COLUMNS - 1, 0x07)
             self._move(0)
+        elif function == 0x01:
+            self._set_bda(0x60, self._word(ECX))
+            self._crtc((0x0A, self._byte(ECX, high=True)), (0x0B, self._byte(ECX)))
         elif function == 0x02:
             self._move(self._word(EDX))
         elif function == 0x03:
             self._set_word(EDX, position)
             self._set_word(ECX, self._bda(0x60))
-        elif function == 0x06 or function == 0x07:
+        elif function in (0x06, 0x07):
             self._scroll(up=function == 0x06)
         elif function == 0x08:
             self._set_word(EAX, int.from_bytes(self._memory.read(self._cell(position), 2), "little"))
         elif function in (0x09, 0x0A):
-            cell = bytes((self._byte(EAX), self._byte(EBX) if function == 0x09 else 0x07))
-            count = min(self._word(ECX), _COLUMNS * _ROWS)
             start = self._cell(position)
-            self._memory.write(start, (cell * count)[: at.VGA_TEXT_BUFFER + 4000 - start])
+            count = min(self._word(ECX), (at.VGA_TEXT_BUFFER + _SCREEN - start) // 2)
+            cells = bytearray(self._memory.read(start, 2 * count))
+            cells[0::2] = bytes((self._byte(EAX),)) * count
+            if function == 0x09:
+                cells[1::2] = bytes((self._byte(EBX),)) * count
+            self._memory.write(start, bytes(cells))
         elif function == 0x0E:
             self._teletype(self._byte(EAX))
         elif function == 0x0F:
             self._set_word(EAX, _COLUMNS << 8 | 3)
             self._set_byte(EBX, 0, high=True)
         elif function == 0x13:
+            move, pairs = self._byte(EAX) & 1, self._byte(EAX) & 2
             base = self._cpu.segment(ES).base + self._word(_EBP)
+            text = self._memory.read(base, min(self._word(ECX), _COLUMNS * _ROWS) * (2 if pairs else 1))
+            attributes = text[1::2] if pairs else bytes((self._byte(EBX),)) * len(text)
             self._move(self._word(EDX))
-            for character in self._memory.read(base, min(self._word(ECX), 4000)):
-                self._teletype(character)
+            for character, attribute in zip(text[::2] if pairs else text, attributes, strict=True):
+                self._teletype(character, attribute)
+            if not move:
+                self._move(position)
 
     def _cell(self, position: int) -> int:
         row, column = min(position >> 8, _ROWS - 1), min(position & 0xFF, _COLUMNS - 1)
@@ -187,11 +202,14 @@ class Bios:
     def _move(self, position: int) -> None:
         self._set_bda(0x50, position)
         index = (self._cell(position) - at.VGA_TEXT_BUFFER) // 2
-        for register, value in ((0x0E, index >> 8), (0x0F, index & 0xFF)):
+        self._crtc((0x0E, index >> 8), (0x0F, index & 0xFF))
+
+    def _crtc(self, *registers: tuple[int, int]) -> None:
+        for register, value in registers:
             self._write_port(at.VGA_CRTC, 1, register)
             self._write_port(at.VGA_CRTC + 1, 1, value)
 
-    def _teletype(self, character: int) -> None:
+    def _teletype(self, character: int, attribute: int = 0x07) -> None:
         position = self._bda(0x50)
         row, column = min(position >> 8, _ROWS - 1), min(position & 0xFF, _COLUMNS - 1)
         if character == 0x0D:
@@ -201,12 +219,12 @@ class Bios:
         elif character == 0x08:
             column = max(0, column - 1)
         elif character != 0x07:
-            self._memory.write(self._cell(row << 8 | column), bytes((character, 0x07)))
+            self._memory.write(self._cell(row << 8 | column), bytes((character, attribute)))
             column += 1
         if column >= _COLUMNS:
             row, column = row + 1, 0
         if row >= _ROWS:
-            screen = self._memory.read(at.VGA_TEXT_BUFFER, _ROWS * _COLUMNS * 2)
+            screen = self._memory.read(at.VGA_TEXT_BUFFER, _SCREEN)
             self._memory.write(at.VGA_TEXT_BUFFER, screen[2 * _COLUMNS :] + b" \x07" * _COLUMNS)
             row = _ROWS - 1
         self._move(row << 8 | column)
@@ -248,10 +266,15 @@ class Bios:
         if self._word(EDX) == 0 and function == 1:
             self._write_port(at.COM1_BASE, 1, self._byte(EAX))
             self._set_byte(EAX, 0x60, high=True)
+        elif self._word(EDX) == 0 and function == 2:
+            status = self._read_port(at.COM1_BASE + 5, 1)
+            self._set_byte(EAX, (status & 0x1E) if status & 1 else 0x80, high=True)
+            if status & 1:
+                self._set_byte(EAX, self._read_port(at.COM1_BASE, 1))
         elif self._word(EDX) == 0:
-            self._set_word(EAX, 0x6000)
+            self._set_word(EAX, self._read_port(at.COM1_BASE + 5, 1) << 8 | self._read_port(at.COM1_BASE + 6, 1))
         else:
-            self._set_byte(EAX, 0x80, high=True)
+            self._set_byte(EAX, 0x80, high=True)  # nobody answers
 
     def _system(self) -> None:
         function = self._word(EAX)
@@ -342,20 +365,19 @@ class Bios:
             return
         total = len(self._disk) // SECTOR
         cylinders = min(max(1, total // (HEADS * SECTORS)), 1024)
-        if function in (0x00, 0x0D, 0x11):
-            self._carry(False, 0)
-        elif function == 0x01:
+        if function in (0x00, 0x01, 0x0D, 0x11):
             self._carry(False, 0)
         elif function in (0x02, 0x03, 0x04):
             cylinder = self._byte(ECX, high=True) | (self._byte(ECX) & 0xC0) << 2
             sector, head = self._byte(ECX) & 0x3F, self._byte(EDX, high=True)
-            if sector == 0:
-                self._carry(True, 0x01)
-                return
-            block = (cylinder * HEADS + head) * SECTORS + sector - 1
             count = self._byte(EAX)
-            target = self._cpu.segment(ES).base + self._word(EBX)
-            status = self._transfer(block, count, target, write=function == 3, verify=function == 4)
+            status = 0x01
+            if sector and count and head < HEADS:
+                block = (cylinder * HEADS + head) * SECTORS + sector - 1
+                target = self._cpu.segment(ES).base + self._word(EBX)
+                status = self._transfer(block, count, target, write=function == 3, verify=function == 4)
+            if status:
+                self._set_byte(EAX, 0)  # sectors transferred
             self._carry(status != 0, status)
         elif function == 0x08:
             last = cylinders - 1
@@ -372,16 +394,22 @@ class Bios:
             self._set_word(ECX, 0b101)  # packet access and EDD
             self._carry(False, 0x30)
         elif function in (0x42, 0x43, 0x44):
-            packet = self._memory.read(self._cpu.segment(DS).base + self._word(ESI), 16)
+            packet_at = self._cpu.segment(DS).base + self._word(ESI)
+            packet = self._memory.read(packet_at, 16)
             length, _, count, offset, segment, block = struct.unpack("<BBHHHQ", packet)
             if length < 16 or count > 127:
                 self._carry(True, 0x01)
                 return
             target = (segment << 4) + offset
             status = self._transfer(block, count, target, write=function == 0x43, verify=function == 0x44)
+            if status:
+                self._memory.write(packet_at + 2, bytes(2))  # sectors transferred
             self._carry(status != 0, status)
         elif function == 0x48:
             target = self._cpu.segment(DS).base + self._word(ESI)
+            if int.from_bytes(self._memory.read(target, 2), "little") < 26:
+                self._carry(True, 0x01)
+                return
             parameters = struct.pack("<HHIIIQH", 26, 2, cylinders, HEADS, SECTORS, total, SECTOR)
             self._memory.write(target, parameters)
             self._carry(False, 0)

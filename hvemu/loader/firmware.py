@@ -14,6 +14,7 @@ from hvemu.vocabulary import machine_map as at
 _OEM: Final = b"HVEMU "
 _TABLE_ID: Final = b"HVEMUPC "
 STUB_SIZE: Final = 4
+_RESTART: Final = at.BIOS_STUBS + 0x500
 
 
 def install(memory: GuestPhysicalMemory) -> None:
@@ -35,8 +36,9 @@ def _vectors(memory: GuestPhysicalMemory) -> None:
     wait = at.BIOS_STUBS + 0x400
     memory.write(wait, bytes((0xE6, at.BIOS_CALL_PORT, 0x73, 0x04, 0xFB, 0xF4, 0xEB, 0xF8, 0xCF)))
     memory.write(at.IVT_BASE + 0x16 * 4, struct.pack("<HH", base + 0x400, at.BIOS_SEGMENT))
-    memory.write(0xFFFF0, bytes((0xEA, 0x5B, 0xE0, 0x00, 0xF0)) + b"01/01/00")
-    memory.write(0xFE05B, bytes((0xB0, 0x06, 0xBA, 0xF9, 0x0C, 0xEE, 0xF4)))  # mov al,6 / mov dx,0CF9h / out / hlt
+    # The reset vector jumps behind the stubs, to: mov al, 6 / mov dx, RESET_CONTROL / out dx, al / hlt
+    memory.write(_RESTART, bytes((0xB0, 0x06, 0xBA, *at.RESET_CONTROL.to_bytes(2, "little"), 0xEE, 0xF4)))
+    memory.write(0xFFFF0, b"\xea" + struct.pack("<HH", _RESTART - at.BIOS_BASE, at.BIOS_SEGMENT) + b"01/01/00")
 
 
 def _bios_data_area(memory: GuestPhysicalMemory) -> None:

@@ -96,7 +96,7 @@ def _load_by_addresses(memory: GuestPhysicalMemory, image: bytes, header: int, n
 def _load_elf(memory: GuestPhysicalMemory, image: bytes, name: str) -> tuple[int, int]:
     segments, entry = read_elf(image, name)
     if sum(segment.memory_size for segment in segments) > memory.size:
-        raise UserError(f"{name} has segments larger than memory", f"Start with more than --memory {memory.size >> 20}M.")
+        raise UserError(f"{name} has more to load than fits", f"Start with more than --memory {memory.size >> 20}M.")
     end = HIGH_MEMORY
     entry_physical = None
     for segment in segments:

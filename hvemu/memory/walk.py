@@ -93,7 +93,13 @@ def walk(
 
 
 def _walk_pae(
-    memory: GuestPhysicalMemory, registers: PagingRegisters, linear: int, write: bool, user: bool, fetch: bool, mark: bool
+    memory: GuestPhysicalMemory,
+    registers: PagingRegisters,
+    linear: int,
+    write: bool,
+    user: bool,
+    fetch: bool,
+    mark: bool,
 ) -> int | PageFault:
     no_execute = bool(registers.efer & EFER_NXE)
     reserved = _PAE_RESERVED if no_execute else _PAE_RESERVED | PTE_NX

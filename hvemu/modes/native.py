@@ -54,6 +54,8 @@ from hvemu.vocabulary.paging import CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, CR4
 _POISON_CR3: Final = 0xFFFF_F000
 """Page tables nobody answers for: while abandoned, MMIO reads as zeros, which means not present."""
 _QUAD_CS_BASE: Final = (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * CS + 8) // 8
+_FIRST_LOOK: Final = 256
+"""Bytes looked at where a run starts."""
 _HOST_UNIT: Final = 4e-9
 _HOST_STRETCH: Final = 0.02
 _HOST_WINDOW: Final = 0.0002
@@ -376,6 +378,7 @@ class NativeMode:
         """Run the engine for at most ``budget`` bytes and settle the account; returns whether the guest halted."""
         vcpu, clock = self.vcpu, self._clock
         self._refused = None
+        self._look_at_first_block()
         clock.load(budget, window=window)
         flags_before = self._words[layout.WORD_EFLAGS]
         self._running = True
@@ -725,16 +728,32 @@ class NativeMode:
         if _SUSPICIOUS.search(code) and self._abandoned is None:
             self._intercept_sites(linear, size, code)
 
+    def _look_at_first_block(self) -> None:
+        """The engine does not announce the first block of a run: look at what it may be."""
+        memory, linear = self.memory, self.vcpu.linear_eip()
+        physical = walk(memory, self.vcpu.paging(), linear, mark=False)
+        if not isinstance(physical, int):
+            return
+        memory.code_frames.add(physical >> PAGE_SHIFT)
+        code = memory.view[physical : min(physical + _FIRST_LOOK, (physical | (PAGE_SIZE - 1)) + 1)]
+        if _SUSPICIOUS.search(code) and self._hook_sites(linear, bytes(code)):
+            self.vcpu.forget_code_at(linear, len(code))
+
     def _intercept_sites(self, linear: int, size: int, code: bytes) -> None:
+        """A block that has just been translated contains such an instruction: translate it again, with a hook."""
+        if self._hook_sites(linear, code):
+            self._retranslate = linear, size
+            self._stop_at_block_end()
+
+    def _hook_sites(self, linear: int, code: bytes) -> bool:
+        """Hook every instruction that may need to be intercepted; returns whether one was new."""
         fresh = False
         for at, mnemonic, operands in boundaries(code, self._bits()):
             if _is_intercepted(mnemonic, operands) and linear + at not in self._sites:
                 self._sites.add(linear + at)
                 self.vcpu.on_execute(linear + at, self._on_site)
                 fresh = True
-        if fresh:
-            self._retranslate = linear, size
-            self._stop_at_block_end()
+        return fresh
 
     def _on_site(self, _linear: int) -> None:
         """Just before an instruction that may need to be intercepted."""

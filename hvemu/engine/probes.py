@@ -1,0 +1,369 @@
+"""What hvemu builds on, probe by probe: each runs a few instructions on a fresh engine and says what happened.
+
+``hvemu doctor`` prints them and the tests assert them, so that an engine that behaves differently is noticed before a
+guest is. A probe returns None when all is as expected, or a sentence.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hvemu.cpu.state import CS, EAX, EBX, EDI, EDX, ESI, ESP, FLAT_CODE, FLAT_DATA, SS, Segment, TableRegister
+from hvemu.engine import binding, layout
+from hvemu.engine.block_clock import InstructionCounter
+from hvemu.engine.vcpu import EngineError, Vcpu
+from hvemu.memory.machine_memory import MachineMemory
+from hvemu.vocabulary.paging import CR0_ET, CR0_PE, CR0_PG, CR4_PAE, EFER_NXE
+
+CODE = 0x1000
+_MMIO = 0x0010_0000
+
+
+class Probe(NamedTuple):
+    """One fact: its name, what hvemu does with it, and the experiment."""
+
+    name: str
+    used_for: str
+    run: Callable[[], str | None]
+
+
+class Rig:
+    """An engine with one MiB of RAM in flat 32-bit protected mode."""
+
+    def __init__(self, *, native_clock: bool | None = None, model: str = "penryn") -> None:
+        self.memory = MachineMemory(_MMIO)
+        self.vcpu = Vcpu(model, native_clock=native_clock)
+        self.vcpu.map_ram(0, _MMIO, self.memory.host_address)
+        self.control(CR0_PE | CR0_ET)
+        self.ring(0)
+        self.vcpu.set_eflags(2)
+        self.vcpu.set_gpr(ESP, 0x8000)
+
+    def control(self, cr0: int, cr3: int = 0, cr4: int = 0, efer: int = 0) -> None:
+        """Control registers."""
+        self.vcpu.set_control(cr0, cr3, cr4, efer)
+
+    def ring(self, level: int) -> None:
+        """Flat segments of a privilege level."""
+        bits = level << 13
+        for index in range(6):
+            flat = FLAT_CODE if index == CS else FLAT_DATA
+            self.vcpu.set_segment(index, flat._replace(selector=flat.selector | level, attributes=flat.attributes | bits))
+
+    def code(self, text: str, at: int = CODE) -> None:
+        """Machine code as hexadecimal digits."""
+        data = bytes.fromhex(text.replace(" ", ""))
+        self.memory.view[at : at + len(data)] = data
+
+    def go(self, eip: int = CODE) -> None:
+        """Run until something stops the engine."""
+        self.vcpu.set_eip(eip)
+        self.vcpu.run()
+
+
+def _expect(expected: object, actual: object) -> str | None:
+    return None if expected == actual else f"expected {expected}, found {actual}"
+
+
+def _privileged_faults() -> str | None:
+    rig, seen = Rig(), []
+    rig.ring(3)
+
+    def fault(vector: int) -> None:
+        seen.append((vector, rig.vcpu.eip(), rig.vcpu.error_code()))
+        rig.vcpu.stop()
+
+    rig.vcpu.on_interrupt(fault)
+    rig.code("90 fa")  # nop / cli
+    rig.go()
+    return _expect([(13, CODE + 1, 0)], seen)
+
+
+def _software_interrupt() -> str | None:
+    rig, seen = Rig(), []
+
+    def trap(vector: int) -> None:
+        seen.append((vector, rig.vcpu.eip(), rig.vcpu.is_software_interrupt()))
+        rig.vcpu.stop()
+
+    rig.vcpu.on_interrupt(trap)
+    rig.code("cd80")
+    rig.go()
+    return _expect([(0x80, CODE + 2, True)], seen)
+
+
+def _invalid_instruction() -> str | None:
+    rig, seen = Rig(), []
+
+    def invalid() -> bool:
+        seen.append(rig.vcpu.eip())
+        rig.vcpu.set_eip(CODE + 4)
+        return True
+
+    rig.vcpu.on_invalid_instruction(invalid)
+    rig.code("90 0f0b 90 f4")  # nop / ud2 / nop / hlt
+    rig.go()
+    return _expect(([CODE + 1], CODE + 5), (seen, rig.vcpu.eip()))
+
+
+def _exception_state_is_writable() -> str | None:
+    rig = Rig()
+
+    def divide(_vector: int) -> None:
+        rig.vcpu.set_eip(CODE + 4)
+        rig.ring(3)
+        rig.vcpu.clear_exception()
+
+    rig.vcpu.on_interrupt(divide)
+    rig.code("31c9 f7f1 8cc8 90 90")  # xor ecx,ecx / div ecx / mov eax,cs / nop
+    rig.code("0f0b", CODE + 8)
+    rig.vcpu.on_invalid_instruction(lambda: False)
+    try:
+        rig.go()
+    except EngineError:
+        pass
+    return _expect(3, rig.vcpu.gpr(EAX) & 3)
+
+
+def _port_is_exact() -> str | None:
+    rig, seen = Rig(), []
+
+    def out(port: int, size: int, value: int) -> None:
+        seen.append((port, size, value, rig.vcpu.eip(), rig.vcpu.eflags() & 0x8D5))
+
+    rig.vcpu.on_port_out(out)
+    rig.code("b801000000 48 e680 f4")  # mov eax,1 / dec eax / out 80h,al / hlt
+    rig.go()
+    return _expect([(0x80, 1, 0, CODE + 6, 0x44)], seen)
+
+
+def _mmio_is_exact() -> str | None:
+    rig, seen = Rig(), []
+
+    def read(address: int, size: int) -> int:
+        seen.append((address, size, rig.vcpu.eip(), rig.vcpu.eflags() & 1))
+        return 0x1234_5678
+
+    rig.vcpu.map_mmio(_MMIO, 0x1000, read, lambda *_: None)
+    rig.vcpu.allow_mmio()
+    rig.code("83f808 43 a120001000 f4")  # cmp eax,8 / inc ebx / mov eax,[100020h] / hlt
+    rig.go()
+    return _expect(([(_MMIO + 0x20, 4, CODE + 4, 1)], 0x1234_5678), (seen, rig.vcpu.gpr(EAX)))
+
+
+def _rdtsc_is_replaced() -> str | None:
+    rig = Rig()
+
+    def tsc() -> None:
+        rig.vcpu.set_gpr(EAX, 7)
+        rig.vcpu.set_gpr(EDX, 9)
+
+    rig.vcpu.on_instruction("RDTSC", tsc)
+    rig.code("0f31 f4")
+    rig.go()
+    return _expect((7, 9), (rig.vcpu.gpr(EAX), rig.vcpu.gpr(EDX)))
+
+
+def _sysenter_adds_two() -> str | None:
+    rig = Rig()
+    rig.vcpu.on_instruction("SYSENTER", lambda: rig.vcpu.set_eip(CODE + 0x10 - 2))
+    rig.code("0f34")
+    rig.code("f4", CODE + 0x10)
+    rig.go()
+    return _expect(CODE + 0x11, rig.vcpu.eip())
+
+
+def _block_clock(native: bool | None) -> str | None:
+    rig = Rig(native_clock=native)
+    rig.vcpu.clock.install()
+    rig.code("b964000000 49 75fd f4")  # mov ecx,100 / again: dec ecx / jnz again / hlt
+    rig.vcpu.clock.load(1000)
+    rig.go()
+    whole = rig.vcpu.clock.consumed()
+    rig.vcpu.clock.load(50)
+    rig.go()
+    left = rig.vcpu.clock.remaining()
+    refused = rig.vcpu.linear_eip() == rig.vcpu.clock.block()[0]
+    return _expect((5 + 3 * 100 + 1, True, True), (whole, left < 0, refused))
+
+
+def _interrupt_window() -> str | None:
+    rig = Rig()
+    rig.vcpu.clock.install()
+    rig.code("eb00 eb00 fb 90 90 f4")  # jmp / jmp / sti / nop / nop / hlt
+    rig.vcpu.clock.load(1000, window=True)
+    rig.go()
+    return _expect((CODE + 5, True), (rig.vcpu.eip(), rig.vcpu.interrupt_shadow()))
+
+
+def _exits_split_blocks() -> str | None:
+    rig = Rig()
+    rig.code("40 40 40 40 f4")
+    rig.go()
+    rig.vcpu.forget_code_at(CODE, 5)
+    rig.vcpu.set_exits([CODE + 2])
+    rig.vcpu.set_gpr(EAX, 0)
+    rig.go()
+    return _expect((2, CODE + 2), (rig.vcpu.gpr(EAX), rig.vcpu.eip()))
+
+
+def _translation_is_announced() -> str | None:
+    """Every new block but the first after a start is announced before it runs."""
+    rig, seen = Rig(), []
+    rig.vcpu.on_translation(lambda address, size: seen.append((address, size, rig.vcpu.gpr(EAX))))
+    rig.code("eb00 40 eb00 40 f4")  # jmp / inc eax / jmp / inc eax / hlt
+    rig.go()
+    return _expect([(CODE + 2, 3, 0), (CODE + 5, 2, 1)], seen[-2:])
+
+
+def _intercept_is_exact() -> str | None:
+    rig, seen = Rig(), []
+
+    def site(address: int) -> None:
+        seen.append((address, rig.vcpu.eip(), rig.vcpu.gpr(EAX)))
+        rig.vcpu.stop()
+
+    rig.code("b805000000 40 0f32 40 f4")  # mov eax,5 / inc eax / rdmsr
+    rig.vcpu.on_execute(CODE + 6, site)
+    rig.go()
+    return _expect(([(CODE + 6, CODE + 6, 6)], CODE + 6), (seen, rig.vcpu.eip()))
+
+
+def _instructions_are_counted() -> str | None:
+    rig = Rig()
+    counter = InstructionCounter(rig.vcpu.handle)
+    rig.code("b964000000 49 75fd f4")
+    rig.go()
+    whole = counter.count()
+    counter.load(10)
+    rig.go()
+    return _expect((202, 212, True), (whole, counter.count(), counter.exhausted()))
+
+
+def _limits_are_not_enforced() -> str | None:
+    rig = Rig()
+    rig.vcpu.on_interrupt(lambda _vector: rig.vcpu.stop())
+    rig.vcpu.set_segment(3, Segment(0x18, 0, 0xF, 0x00409300))
+    rig.code("a100200000 f4")
+    rig.go()
+    return _expect(CODE + 6, rig.vcpu.eip())
+
+
+def _cmpxchg8b_spoils_flags() -> str | None:
+    rig = Rig()
+    rig.vcpu.set_gpr(EBX, 0xC000_0000)
+    rig.vcpu.set_gpr(ESI, 0x2000)
+    rig.vcpu.set_gpr(EDI, 0x2000)
+    rig.code("01f3 0fc70f f4")  # add ebx,esi / cmpxchg8b [edi] / hlt
+    rig.go()
+    return _expect(True, rig.vcpu.flags_spoiled())
+
+
+def _stores_reach_translated_code() -> str | None:
+    rig = Rig()
+    # mov byte [patch+1],5 / jmp patch / patch: mov al,1 / hlt; twice, so that it has been translated
+    rig.code("b001 f4", 0x3000)
+    rig.go(0x3000)
+    rig.code("c60501300000 05 b800300000 ffe0")
+    rig.go()
+    return _expect(5, rig.vcpu.gpr(EAX) & 0xFF)
+
+
+def _nx_alias() -> str | None:
+    """A store through a clean NX mapping is missed; flushing the TLB makes the next one seen."""
+    rig = Rig()
+    entry, view = struct.Struct("<Q"), rig.memory.view
+    directory, table = 0x11000, 0x12000
+    entry.pack_into(view, 0x10000, directory | 1)
+    entry.pack_into(view, directory, table | 3)
+    for page in range(256):
+        entry.pack_into(view, table + 8 * page, page << 12 | 3)
+    entry.pack_into(view, table + 8 * 0x80, 0x3000 | 3 | 1 << 63)  # 80000h is 3000h, not executable
+    rig.control(CR0_PE | CR0_ET | CR0_PG, 0x10000, CR4_PAE, EFER_NXE)
+    rig.code("b001 f4", 0x3000)
+    rig.code("c60501000800 05 f4")  # mov byte [80001h],5 / hlt
+    rig.code("c60501000800 06 f4", CODE + 0x10)
+    rig.go(CODE)
+    rig.go(0x3000)
+    first = rig.vcpu.gpr(EAX) & 0xFF
+    rig.vcpu.flush_tlb()
+    rig.go(CODE + 0x10)
+    rig.go(0x3000)
+    return _expect((5, 6), (first, rig.vcpu.gpr(EAX) & 0xFF))
+
+
+def _segment_loads_are_real() -> str | None:
+    rig = Rig()
+    view = rig.memory.view
+    view[0x2000:0x2010] = bytes(8) + (0x0040_9300_0000_FFFF | 0x5000 << 16).to_bytes(8, "little")
+    rig.vcpu.set_tables(TableRegister(0x2000, 15), TableRegister(0, 0), Segment(0, 0, 0, 0), Segment(0, 0, 0x67, 0x8900))
+    rig.code("b908000000 8ee1 64a100000000 f4")  # mov ecx,8 / mov fs,cx / mov eax,fs:[0] / hlt
+    view[0x5000:0x5004] = b"hvem"
+    rig.go()
+    return _expect(int.from_bytes(b"hvem", "little"), rig.vcpu.gpr(EAX))
+
+
+def _real_mode() -> str | None:
+    rig = Rig()
+    rig.control(CR0_ET)
+    for index in range(6):
+        rig.vcpu.set_segment(index, Segment(0x100, 0x1000, 0xFFFF, 0x9B00 if index == CS else 0x9300))
+    rig.code("b83412 8cdb 8ed3 f4", 0x1000)  # mov ax,1234h / mov bx,ds / mov ss,bx
+    rig.go(0)
+    return _expect(
+        (0x1234, 0x100, 0x1000), (rig.vcpu.gpr(EAX) & 0xFFFF, rig.vcpu.gpr(EBX) & 0xFFFF, rig.vcpu.segment(SS).base)
+    )
+
+
+def _models_are_enforced() -> str | None:
+    seen = []
+    for model in ("conroe", "penryn"):
+        rig = Rig(model=model)
+        rig.control(CR0_PE | CR0_ET, cr4=1 << 9)
+        rig.vcpu.on_invalid_instruction(lambda: seen.append("#UD") or False)
+        rig.code("660f3840c0 f4")  # pmulld xmm0,xmm0
+        try:
+            rig.go()
+            seen.append("runs")
+        except EngineError:
+            pass
+    return _expect(["#UD", "runs"], seen)
+
+
+def _wild_jump_ends() -> str | None:
+    rig = Rig()
+    rig.vcpu.map_mmio(_MMIO, 0x1000, lambda *_: 0, lambda *_: None)
+    rig.vcpu.allow_mmio()
+    rig.code("b800001000 ffe0")
+    try:
+        rig.go()
+    except EngineError as error:
+        return _expect(binding.constants.UC_ERR_FETCH_PROT, error.number)
+    return "the engine went on without memory"
+
+
+PROBES = (
+    Probe("privileged instruction at CPL 3", "real #GP, EIP at the instruction", _privileged_faults),
+    Probe("INT n", "delivery by hvemu, EIP after the instruction", _software_interrupt),
+    Probe("invalid instruction", "#UD, EIP at the instruction", _invalid_instruction),
+    Probe("registers written inside a hook", "ring switch by editing segment caches", _exception_state_is_writable),
+    Probe("port hook", "EIP and flags are exact inside", _port_is_exact),
+    Probe("MMIO through protected ranges", "EIP and flags are exact inside", _mmio_is_exact),
+    Probe("RDTSC hook", "virtual time-stamp counter", _rdtsc_is_replaced),
+    Probe("SYSENTER hook", "the engine adds two to EIP afterwards", _sysenter_adds_two),
+    Probe("block clock", "position, by the native callback where there is one", lambda: _block_clock(None)),
+    Probe("block clock in Python", "the portable fallback gives the same", lambda: _block_clock(False)),
+    Probe("interrupt window", "stops where IF has become 1, shadow visible", _interrupt_window),
+    Probe("exits inside a block", "stopping at an exact position", _exits_split_blocks),
+    Probe("translation announced", "finding RDMSR, MOV DR and LTR before they run", _translation_is_announced),
+    Probe("intercept before an instruction", "MSRs, debug registers", _intercept_is_exact),
+    Probe("instruction counter", "--max-instructions, exact counts", _instructions_are_counted),
+    Probe("segment limits", "are not enforced: declared in the README", _limits_are_not_enforced),
+    Probe("CMPXCHG8B", "spoils EFLAGS at a stop: repaired", _cmpxchg8b_spoils_flags),
+    Probe("self-modifying code", "stores reach translated code", _stores_reach_translated_code),
+    Probe("code written through an NX alias", "seen after a TLB flush", _nx_alias),
+    Probe("segment loads", "descriptors are read from guest memory", _segment_loads_are_real),
+    Probe("real mode", "runs on the same engine", _real_mode),
+    Probe("CPU models", "an instruction the model lacks is #UD", _models_are_enforced),
+    Probe("jump to an address without memory", "ends the guest with a sentence", _wild_jump_ends),
+)

@@ -1,0 +1,1 @@
+"""Tests of the CPU room: delivery, registers, permissions, without an engine."""

@@ -1,0 +1,1 @@
+"""Tests of guest memory and of the page walker."""

@@ -1,0 +1,120 @@
+"""Position and everything that hangs on it is the same, whatever happened in between.
+
+Each guest runs once straight through; then again with stops at random positions, cold caches, single steps and
+changes through ``leave`` and ``enter``. Every traced event, with its position, must be the same.
+"""
+
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hvemu.testing.catalog import catalog
+from hvemu.testing.running import guest_configuration, run_guest
+
+GUESTS = ("ring3", "preempt", "paging", "faults", "interrupts", "selfmod", "hello", "realmode_boot")
+
+
+def trace_of(name, prepare=None, **changes):
+    """Console, status and all events of a run."""
+    guest, events = catalog()[name], []
+    result = run_guest(
+        guest_configuration(guest, **changes),
+        keys=guest.input,
+        keys_after=guest.input_after,
+        observer=events.append,
+        prepare=prepare,
+    )
+    return result.console, result.status, events, result.machine.mode.position()
+
+
+@cache
+def straight(name):
+    """The undisturbed run."""
+    return trace_of(name)
+
+
+def compare(name, disturbed):
+    """The first difference, if any, is what the assertion shows."""
+    console, status, events, position = straight(name)
+    for expected, actual in zip(events, disturbed[2], strict=False):
+        assert expected == actual
+    assert (console, status, len(events), position) == (disturbed[0], disturbed[1], len(disturbed[2]), disturbed[3])
+
+
+DISTURBANCES = st.lists(
+    st.tuples(st.integers(1, 3_000), st.sampled_from(["stop", "cold", "tlb", "step", "reenter"])), min_size=1, max_size=40
+)
+
+
+def disturb(machine, plan):
+    """Stop at each position of the plan and do what it says there."""
+    for distance, what in plan:
+        if machine.run(machine.mode.position() + distance) is not None:
+            return
+        if what == "cold":
+            machine.mode.vcpu.forget_code()
+        elif what == "tlb":
+            machine.mode.vcpu.flush_tlb()
+        elif what == "step":
+            for _ in range(5):
+                machine.step()
+        elif what == "reenter":
+            machine.mode.enter(machine.mode.leave())
+
+
+@pytest.mark.parametrize("name", GUESTS)
+@settings(max_examples=12, deadline=None)
+@given(plan=DISTURBANCES)
+def test_stops_cold_caches_and_steps_change_nothing(name, plan):
+    """Random stops, flushes, steps and re-entries leave the trace as it was."""
+    compare(name, trace_of(name, lambda machine: disturb(machine, plan)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GUESTS)
+@settings(max_examples=300, deadline=None)
+@given(plan=DISTURBANCES)
+def test_many_more_disturbances_change_nothing(name, plan):
+    """The same, longer."""
+    compare(name, trace_of(name, lambda machine: disturb(machine, plan)))
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_every_guest_run_by_single_steps_for_a_while_is_the_same(name):
+    """A thousand single steps in the middle change nothing."""
+
+    def steps(machine):
+        machine.run(20_000)
+        for _ in range(1_000):
+            if machine.step() is not None:
+                return
+
+    compare(name, trace_of(name, steps))
+
+
+def test_counting_instructions_does_not_move_the_position():
+    """The instruction hook changes neither blocks' bytes nor deliveries."""
+    compare("ring3", trace_of("ring3", count_instructions=True))
+
+
+def test_the_portable_clock_gives_the_same_trace(monkeypatch):
+    """The Python block callback and the native one agree event by event."""
+    from hvemu.engine import block_clock
+
+    expected = straight("ring3")
+    monkeypatch.setattr(block_clock, "native_clock_supported", lambda: False)
+    assert expected == trace_of("ring3")
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_stopping_is_exact(name):
+    """A run to a position stops at the first instruction boundary at or after it: less than one instruction over."""
+    from hvemu.machine.builder import build
+
+    machine = build(guest_configuration(catalog()[name]))
+    for target in range(1_000, 30_000, 997):
+        if machine.run(target) is not None:
+            return
+        assert 0 <= machine.mode.position() - target < 15
