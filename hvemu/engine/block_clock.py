@@ -13,14 +13,17 @@ import platform
 import sys
 from hvemu.engine import binding
 
-# block:  mov edx,edx / mov [rcx+16],rdx / mov [rcx+24],rsi / sub [rcx],rdx / js slow / ret
+# block:  mov edx,edx / mov rax,rsi / sub rax,[rcx+24] / cmp rax,[rcx+16] / jb inside
+# charge: mov [rcx+16],rdx / mov [rcx+24],rsi / sub [rcx],rdx / js slow / ret
+# inside: test rax,rax / jz charge / lea r8,[rax+rdx] / cmp r8,[rcx+16] / jae charge     (see _restarted)
+#         sub rax,[rcx+16] / sub [rcx],rax / jmp charge
 # slow:   mov rax,[rcx+40] / test rax,rax / jz stop / add rax,[rcx] / js stop
 #         mov rax,[rcx+32] / test dword [rax],0x200 / jnz stop / ret
 # stop:   mov rax,[rcx+32] / mov eax,[rax] / mov [rcx+48],rax
 #         jmp [rcx+8]                        (uc_emu_stop; the engine's handle is still the first argument)
 _BLOCK_CODE = bytes.fromhex(
-    "89d2 48895110 48897118 482911 7801 c3 488b4128 4885c0 7412 480301 780d 488b4120 f70000020000 7501 c3"
-    "488b4120 8b00 48894130 ff6108"
+    "89d24889f0482b4118483b4110720e48895110488971184829117819c34885c074ed4c8d04104c3b411073e3482b4110"
+    "482901ebda488b41284885c07412480301780d488b4120f700000200007501c3488b41208b0048894130ff6108"
 )
 # code:   sub qword [rcx],1 / js stop / ret / stop: jmp [rcx+8]
 _CODE_CODE = bytes.fromhex("48832901 7801 c3 ff6108")
@@ -129,12 +132,23 @@ class BlockClock:
 
     def _python_block(self, _engine: int, address: int, size: int, _data: int) -> None:
         cells = self.cells
+        if _restarted(cells[ADDRESS], cells[SIZE], address, size):
+            cells[BUDGET] += cells[ADDRESS] + cells[SIZE] - address
         cells[SIZE], cells[ADDRESS] = size, address
         budget = cells[BUDGET] = cells[BUDGET] - size
         if budget >= 0 or (cells[BIAS] and budget + cells[BIAS] >= 0 and not self._flags.value & 0x200):
             return
         cells[EFLAGS] = self._flags.value
         binding.library.uc_emu_stop(ctypes.c_void_p(self._handle))
+
+
+def _restarted(address: int, size: int, next_address: int, next_size: int) -> bool:
+    """Whether a block was left in its middle to start again there, because it stored into itself.
+
+    The engine then runs the store alone; its block lies inside the one before and ends earlier. A jump back into one's
+    own block ends where that block ends.
+    """
+    return address < next_address and next_address + next_size < address + size
 
 
 class InstructionCounter:

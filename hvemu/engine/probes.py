@@ -269,6 +269,16 @@ def _stores_reach_translated_code() -> str | None:
     return _expect(5, rig.vcpu.gpr(EAX) & 0xFF)
 
 
+def _self_patching_block_restarts(native: bool | None) -> str | None:
+    """A block that stores into itself starts again at the store; its bytes are charged once all the same."""
+    rig = Rig(native_clock=native)
+    rig.vcpu.clock.install()
+    rig.code("40 c60509100000 05 b000 f4")  # inc eax / mov byte [the next instruction's operand],5 / mov al,0 / hlt
+    rig.vcpu.clock.load(1000)
+    rig.go()
+    return _expect((11, 5), (rig.vcpu.clock.consumed(), rig.vcpu.gpr(EAX) & 0xFF))
+
+
 def _nx_alias() -> str | None:
     """A store through a clean NX mapping is missed; flushing the TLB makes the next one seen."""
     rig = Rig()
@@ -361,6 +371,8 @@ PROBES = (
     Probe("segment limits", "are not enforced: declared in the README", _limits_are_not_enforced),
     Probe("CMPXCHG8B", "spoils EFLAGS at a stop: repaired", _cmpxchg8b_spoils_flags),
     Probe("self-modifying code", "stores reach translated code", _stores_reach_translated_code),
+    Probe("block that patches itself", "restarts at the store: refunded", lambda: _self_patching_block_restarts(None)),
+    Probe("the same, counted in Python", "is refunded too", lambda: _self_patching_block_restarts(False)),
     Probe("code written through an NX alias", "seen after a TLB flush", _nx_alias),
     Probe("segment loads", "descriptors are read from guest memory", _segment_loads_are_real),
     Probe("real mode", "runs on the same engine", _real_mode),
