@@ -25,6 +25,18 @@ _BLOCK_CODE = bytes.fromhex(
     "89d24889f0482b4118483b4110720e48895110488971184829117819c34885c074ed4c8d04104c3b411073e3482b4110"
     "482901ebda488b41284885c07412480301780d488b4120f700000200007501c3488b41208b0048894130ff6108"
 )
+# RDTSC:  cmp qword [rsi+96],0 / jz python / mov r8,[rsi+64] / test byte [r8+176],3 / jnz python       (only at CPL 0)
+#         mov rax,[rsi+24] / add rax,[rsi+16] / mov ecx,[r8+216] / add ecx,[r8+128] / sub rax,rcx     (block end - EIP)
+#         cmp rax,[rsi+16] / jbe tail / xor eax,eax
+# tail:   mov rdx,[rsi+104] / add rdx,[rsi+56] / sub rdx,[rsi] / sub rdx,[rsi+40] / sub rdx,rax       (position)
+#         imul rdx,[rsi+112] / add rdx,[rsi+72] / mov eax,edx / mov [r8],rax / shr rdx,32 / mov [r8+16],rdx
+#         inc qword [rsi+80] / mov eax,1 / ret
+# python: jmp [rsi+88]
+_TSC_CODE = bytes.fromhex(
+    "48837e600074614c8b464041f680b0000000037553488b461848034610418b88d8000000410388800000004829c8483b"
+    "4610760231c0488b566848035638482b16482b56284829c2480faf56704803564889d049890048c1ea204989501048ff"
+    "4650b801000000c3ff6658"
+)
 # code:   sub qword [rcx],1 / js stop / ret / stop: jmp [rcx+8]
 _CODE_CODE = bytes.fromhex("48832901 7801 c3 ff6108")
 WINDOW_BIAS = 1 << 62
@@ -36,12 +48,15 @@ def native_clock_supported() -> bool:
     return platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32"
 
 
-BUDGET, STOP_FUNCTION, SIZE, ADDRESS, EFLAGS_ADDRESS, BIAS, EFLAGS = range(7)
+(
+    BUDGET, STOP_FUNCTION, SIZE, ADDRESS, EFLAGS_ADDRESS, BIAS, EFLAGS, LOADED, STATE_ADDRESS, TSC_OFFSET, TSC_COUNT,
+    TSC_CALLBACK, TSC_NATIVE, RETIRED, TSC_SCALE,
+) = range(15)  # fmt: skip
 """Indices of the 64-bit cells that the machine code and Python share."""
 
 
 def _cells() -> memoryview:
-    cells = memoryview(bytearray(64)).cast("q")
+    cells = memoryview(bytearray(128)).cast("q")
     cells[STOP_FUNCTION] = binding.callback_address(binding.library.uc_emu_stop)
     return cells
 
@@ -58,7 +73,6 @@ class BlockClock:
         self.cells = _cells()
         self._handle = handle
         self.cells[EFLAGS_ADDRESS] = eflags_address
-        self.loaded = 0
         self._flags = ctypes.c_uint32.from_address(eflags_address)
         if self.native:
             self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -74,11 +88,36 @@ class BlockClock:
             self._handle, binding.constants.UC_HOOK_BLOCK, self._callback_address, _address(self.cells), 1, 0
         )
 
+    def answer_rdtsc(self, callback: object, state_address: int, scale: int) -> None:
+        """Answer RDTSC at CPL 0 natively with ``(position * scale) + offset``, where ``set_tsc`` allows it.
+
+        ``callback`` answers everywhere else; ``state_address`` is the engine's CPU state.
+        """
+        address = binding.callback_address(callback)
+        cells = self.cells
+        cells[STATE_ADDRESS], cells[TSC_CALLBACK], cells[TSC_SCALE] = state_address, address, scale
+        if self.native:
+            self._tsc_code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+            self._tsc_code.write(_TSC_CODE)
+            address = ctypes.addressof(ctypes.c_char.from_buffer(self._tsc_code))
+        number = binding.registers.UC_X86_INS_RDTSC
+        binding.add_hook(self._handle, binding.constants.UC_HOOK_INSN, address, _address(cells), 1, 0, number)
+
+    def set_tsc(self, retired: int, offset: int, *, native: bool) -> None:
+        """Before a run: the position it starts at, the counter's offset, and whether to answer natively."""
+        cells = self.cells
+        cells[RETIRED], cells[TSC_OFFSET], cells[TSC_NATIVE] = retired, offset, native
+
+    def take_tsc_count(self) -> int:
+        """How many RDTSC were answered natively since the last call."""
+        count, self.cells[TSC_COUNT] = self.cells[TSC_COUNT], 0
+        return count
+
     def load(self, budget: int, *, window: bool = False) -> None:
         """Allow ``budget`` bytes from now on; in window mode also refuse a block that starts with IF set."""
         budget = min(budget, _FOREVER)
-        self.loaded = budget
         cells = self.cells
+        cells[LOADED] = budget
         cells[SIZE] = 0
         cells[BIAS] = WINDOW_BIAS if window else 0
         cells[BUDGET] = budget - WINDOW_BIAS if window else budget
@@ -102,7 +141,7 @@ class BlockClock:
     def consumed(self) -> int:
         """Bytes charged since ``load``, the refused block included."""
         cells = self.cells
-        return self.loaded - cells[BUDGET] - cells[BIAS]
+        return cells[LOADED] - cells[BUDGET] - cells[BIAS]
 
     def block(self) -> tuple[int, int]:
         """Linear address and size of the block entered or refused last; size 0 if there was none since ``load``."""
@@ -116,7 +155,7 @@ class BlockClock:
     def shorten(self, amount: int) -> None:
         """Take ``amount`` bytes from the budget without charging them."""
         self.cells[BUDGET] -= amount
-        self.loaded -= amount
+        self.cells[LOADED] -= amount
 
     def refund(self, amount: int) -> None:
         """Give back the last ``amount`` bytes of the current block, which were charged but not executed."""
@@ -128,7 +167,7 @@ class BlockClock:
         left = self.remaining()
         self.cells[BIAS] = 0
         self.cells[BUDGET] = -1
-        self.loaded -= left + 1
+        self.cells[LOADED] -= left + 1
 
     def _python_block(self, _engine: int, address: int, size: int, _data: int) -> None:
         cells = self.cells

@@ -78,7 +78,7 @@ class Vcpu:
         self._keep: list[Any] = []
         self._mmio: list[tuple[int, int, Callable[[int, int], int], Callable[[int, int, int], None]]] = []
         self._uc.ctl_exits_enabled(True)
-        address = layout.find_cpu_state(self._uc)
+        address = self._state_address = layout.find_cpu_state(self._uc)
         self._buffer = (ctypes.c_char * layout.STATE_SIZE).from_address(address)
         self.state = memoryview(self._buffer).cast("B")
         self.words = self.state.cast("I")
@@ -210,6 +210,15 @@ class Vcpu:
 
     def on_instruction(self, name: str, callback: Callable[[], None]) -> None:
         """CPUID, RDTSC, RDTSCP (the callback sets the results, the engine skips its own) or SYSENTER."""
+        self._instruction_hook(*self._instruction_callback(name, callback))
+
+    def on_rdtsc(self, callback: Callable[[], None], scale: int) -> None:
+        """RDTSC; the block clock answers natively as ``scale`` times position where it may."""
+        hook, _ = self._instruction_callback("RDTSC", callback)
+        self._keep.append(hook)
+        self.clock.answer_rdtsc(hook, self._state_address, scale)
+
+    def _instruction_callback(self, name: str, callback: Callable[[], None]) -> tuple[Any, int]:
         fail = self._fail
         number = getattr(binding.registers, f"UC_X86_INS_{name}")
 
@@ -221,7 +230,7 @@ class Vcpu:
             return 1
 
         prototype: Any = binding.SYSENTER_CALLBACK if name == "SYSENTER" else binding.INSTRUCTION_CALLBACK
-        self._instruction_hook(prototype(hook), number)
+        return prototype(hook), number
 
     def _instruction_hook(self, callback: Any, instruction: int) -> None:
         self._hook(binding.constants.UC_HOOK_INSN, callback, 1, 0, instruction)

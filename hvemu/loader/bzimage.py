@@ -61,6 +61,7 @@ def load(memory: GuestPhysicalMemory, request: BootRequest) -> VirtualCpu:
         raise UserError(f"The command line has {len(command_line)} bytes, {name} takes {limit}", "Shorten --append.")
     memory.write(COMMAND_LINE, command_line + b"\0")
     struct.pack_into("<I", page, 0x228, COMMAND_LINE)
+    struct.pack_into("<II", page, 0x218, 0, 0)
     if request.initrd:
         highest = struct.unpack_from("<I", image, 0x22C)[0] if version >= 0x0203 else 0x37FF_FFFF
         at = (min(memory.size, highest + 1) - len(request.initrd)) & ~0xFFF

@@ -191,7 +191,6 @@ def _dsdt_body() -> bytes:
     root = _device(
         b"PCI0",
         _name(b"_HID", _eisa_id("PNP", 0x0A03)),
-        _name(b"_ADR", b"\x00"),
         _name(b"_UID", b"\x00"),
         _name(b"_CRS", _resources([bus_numbers, _io_range(at.PCI_CONFIG_ADDRESS, 8)])),
     )

@@ -14,7 +14,7 @@ from hvemu.loader import firmware, select
 from hvemu.loader.bios import Bios
 from hvemu.loader.contract import BootRequest, read_file
 from hvemu.machine.board import NOWHERE, Backends, Board
-from hvemu.machine.clock import HostClock, VirtualClock
+from hvemu.machine.clock import NANOSECONDS_PER_BYTE, HostClock, VirtualClock
 from hvemu.machine.configuration import MachineConfiguration
 from hvemu.machine.machine import Machine
 from hvemu.memory.guest_memory import GuestPhysicalMemory
@@ -135,6 +135,7 @@ def build(
         msrs,
         board.interrupt,
         count_instructions=configuration.count_instructions,
+        tsc_scale=NANOSECONDS_PER_BYTE,
         host_time=clock.host_position if isinstance(clock, HostClock) else None,
     )
     clock.position = mode.position

@@ -36,7 +36,7 @@ from hvemu.cpu.state import (
 )
 from hvemu.dispatch.dispatcher import Dispatcher
 from hvemu.engine import layout
-from hvemu.engine.block_clock import ADDRESS, BIAS, BUDGET, SIZE, InstructionCounter
+from hvemu.engine.block_clock import ADDRESS, BIAS, BUDGET, LOADED, SIZE, InstructionCounter
 from hvemu.engine.poker import Poker
 from hvemu.engine.vcpu import EngineError, Vcpu
 from hvemu.memory.guest_memory import GuestPhysicalMemory
@@ -89,6 +89,7 @@ class NativeMode:
         *,
         count_instructions: bool = False,
         host_time: Callable[[], int] | None = None,
+        tsc_scale: int = 1,
     ) -> None:
         self.vcpu, self.memory = vcpu, memory
         self._host_time = host_time
@@ -138,7 +139,7 @@ class NativeMode:
         vcpu.on_port_in(self._on_in)
         vcpu.on_port_out(self._on_out)
         vcpu.on_instruction("CPUID", self._on_cpuid)
-        vcpu.on_instruction("RDTSC", self._on_rdtsc)
+        vcpu.on_rdtsc(self._on_rdtsc, tsc_scale)
         vcpu.on_instruction("RDTSCP", self._on_rdtscp)
         vcpu.on_instruction("SYSENTER", self._on_sysenter)
         vcpu.on_translation(self._on_translation)
@@ -209,7 +210,7 @@ class NativeMode:
             return Position(self._abandoned_at)
         # The clock's cells and the register file are read directly: devices ask for the time millions of times.
         cells, quads, size = self._cells, self._quads, self._cells[SIZE]
-        charged = self._retired + self._clock.loaded - cells[BUDGET] - cells[BIAS]
+        charged = self._retired + cells[LOADED] - cells[BUDGET] - cells[BIAS]
         tail = cells[ADDRESS] + size - ((quads[_QUAD_CS_BASE] + quads[layout.QUAD_EIP]) & 0xFFFF_FFFF)
         return Position(charged - tail) if 0 < tail <= size else Position(charged)
 
@@ -380,6 +381,9 @@ class NativeMode:
         self._refused = None
         self._look_at_first_block()
         clock.load(budget, window=window)
+        clock.set_tsc(
+            self._retired, self._msrs.tsc_offset, native=self._host_time is None and not self._tracer.active
+        )
         flags_before = self._words[layout.WORD_EFLAGS]
         self._running = True
         try:
@@ -400,6 +404,8 @@ class NativeMode:
             refused = untouched and block[1] != 0 and linear == block[0]
             self._running = False
             self._retired = settled
+            if count := clock.take_tsc_count():
+                self._assists[AssistKind.RDTSC][0] += count
             if vcpu.flags_spoiled() and self._abandoned is None:
                 self._repair_flags(refused, exit_at == linear, flags_before)
         if self._counter and self._counter.exhausted() and self._end is None:

@@ -1,6 +1,8 @@
 """Multiboot kernels: where they land, how they start, and what they are told."""
 
 import struct
+from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -78,7 +80,7 @@ def test_information_without_extras() -> None:
 def test_the_memory_map_covers_all_ram_once(size: int) -> None:
     """Rows rise without overlap; what is usable is RAM that no firmware has."""
     rows = memory_map(size)
-    assert all(row.base + row.length <= following.base for row, following in zip(rows, rows[1:], strict=False))
+    assert all(row.base + row.length <= following.base for row, following in pairwise(rows))
     usable = [(row.base, row.base + row.length) for row in rows if row.kind == 1]
     expected = [(0, EBDA_BASE)] + ([(HIGH_MEMORY, size)] if size > HIGH_MEMORY else [])
     assert expected == usable
@@ -185,7 +187,7 @@ def test_the_firmware_survives_loading() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(GUESTS.glob("*/*.elf")), ids=lambda path: path.stem)
-def test_every_guest_reads_as_elf(path) -> None:
+def test_every_guest_reads_as_elf(path: Path) -> None:
     """The reader agrees with the library on segments and entry."""
     from elftools.elf.elffile import ELFFile
 

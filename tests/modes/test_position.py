@@ -65,7 +65,7 @@ def disturb(machine, plan):
 
 
 @pytest.mark.parametrize("name", GUESTS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(plan=DISTURBANCES)
 def test_stops_cold_caches_and_steps_change_nothing(name, plan):
     """Random stops, flushes, steps and re-entries leave the trace as it was."""
