@@ -88,9 +88,9 @@ class Pit8254(Device):
             if select == 0:
                 self._follow()
 
-    def channel_output(self, number: int) -> bool:
-        """The level of a channel's OUT pin now."""
-        return self._channels[number].output(ticks_at(self._clock.now()))
+    def channel_output(self, number: int, now: int | None = None) -> bool:
+        """The level of a channel's OUT pin now; a caller that knows the time in nanoseconds may say it."""
+        return self._channels[number].output(ticks_at(self._clock.now() if now is None else now))
 
     def set_gate(self, number: int, gate: bool) -> None:
         """Set a channel's GATE pin; on a PC only that of channel 2 is wired."""
@@ -160,10 +160,10 @@ class SystemControlPortB(SavedDevice):
 
     def read(self, offset: int, size: int) -> int:
         """Bit 0 gate, 1 speaker, 4 refresh toggle, 5 OUT2."""
-        value = self.writable
-        if self._clock.now() // REFRESH_PERIOD & 1:
+        value, now = self.writable, self._clock.now()
+        if now // REFRESH_PERIOD & 1:
             value |= 0b01_0000
-        if self._timer.channel_output(2):
+        if self._timer.channel_output(2, now):
             value |= 0b10_0000
         return value
 

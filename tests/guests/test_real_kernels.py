@@ -1,0 +1,101 @@
+"""Unmodified kernels from Debian's packages boot and work: memtest86+ and Linux for 686."""
+
+import hashlib
+import re
+
+import pytest
+
+from hvemu.devices.contract import NoBackend
+from hvemu.machine.board import Backends
+from hvemu.machine.builder import build
+from hvemu.machine.configuration import MachineConfiguration
+from hvemu.testing.running import Recording, run_guest
+from tests.guests.packages import initramfs, kernel_package, one_file
+
+pytestmark = pytest.mark.slow
+
+MEMTEST_LIMIT = 12_000_000_000
+LINUX_LIMIT = 30_000_000_000
+INIT = b"""#!/bin/busybox sh
+busybox mount -t proc proc /proc
+busybox uname -sm
+echo "sum $(busybox expr 6000 \\* 7)"
+busybox sha256sum /bin/busybox
+busybox grep -c . /proc/interrupts
+busybox cat /proc/interrupts
+echo user programs are done
+busybox reboot -f
+"""
+
+
+@pytest.mark.parametrize("megabytes", [64, 256])
+def test_memtest86_tests_memory_without_an_error(megabytes):
+    """It shows the right memory size, gets through its first tests, and says so on the screen and on the serial line."""
+    recording = Recording()
+    image = one_file("memtest86+", "boot/*ia32.bin")
+    configuration = MachineConfiguration(
+        image=str(image), memory=megabytes << 20, append="console=ttyS0", serial="none"
+    )
+    machine = build(configuration, backends=Backends(recording, NoBackend(), NoBackend()))
+    tests = set()
+    while machine.mode.position() < MEMTEST_LIMIT * megabytes // 64 and len(tests) < 3:
+        assert None is machine.run(machine.mode.position() + 20_000_000)
+        screen = machine.screen()
+        text = "\n".join(screen)
+        tests |= set(re.findall(r"Test #(\d+)", text))
+    assert len(tests) >= 3, text
+    assert f"{megabytes}MB" in next(row for row in screen if row.startswith("Memory"))
+    assert "Status: Testing" in text
+    assert "Errors: 0 " in text
+    serial = recording.text()
+    for words in ("Memtest86+ v", f"{megabytes}MB", "Testing", "Errors: 0"):
+        assert words in serial
+
+
+def boot_linux(command_line):
+    """Boot Debian's kernel with an initramfs made of busybox; returns the result."""
+    kernel = one_file(kernel_package(), "boot/vmlinuz-*")
+    busybox = one_file("busybox-static:i386", "bin/busybox").read_bytes()
+    archive = initramfs(
+        [
+            ("bin", 0o40755, b"", (0, 0)),
+            ("dev", 0o40755, b"", (0, 0)),
+            ("proc", 0o40755, b"", (0, 0)),
+            ("dev/console", 0o20600, b"", (5, 1)),
+            ("bin/busybox", 0o100755, busybox, (0, 0)),
+            ("init", 0o100755, INIT, (0, 0)),
+        ]
+    )
+    path = kernel.parent / "initramfs-hvemu"
+    path.write_bytes(archive)
+    configuration = MachineConfiguration(
+        image=str(kernel), initrd=str(path), memory=128 << 20, append=command_line, serial="none"
+    )
+    return run_guest(configuration, position=LINUX_LIMIT), hashlib.sha256(busybox).hexdigest()
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    ("command_line", "controller"),
+    [
+        ("console=ttyS0 panic=-1 noapic nolapic acpi=off pci=off", "XT-PIC"),
+        ("console=ttyS0 panic=-1", "IO-APIC"),
+    ],
+    ids=["minimal-pc", "apic-acpi-pci"],
+)
+def test_debian_kernel_boots_to_user_programs_and_reboots(command_line, controller):
+    """uname, a sum and a checksum are right, interrupts come the way the command line says, and reboot is clean."""
+    result, checksum = boot_linux(command_line)
+    console = result.console
+    assert "Linux i686" in console, console[-3000:]
+    assert "sum 42000" in console
+    assert checksum in console
+    assert controller in console
+    assert "user programs are done" in console
+    assert "Kernel panic" not in console
+    assert "unchecked MSR access" not in console
+    assert 0 == result.status, console[-2000:]
+    assert "reset" in result.stop.reason
+    if controller == "IO-APIC":
+        assert "ACPI: Interpreter enabled" in console
+        assert "PCI: Using configuration type 1" in console
