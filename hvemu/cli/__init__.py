@@ -63,7 +63,8 @@ def _guests(arguments: list[str]) -> int:
 
     if arguments:
         raise UserError(f"hvemu guests takes no argument, not '{arguments[0]}'", "Type: hvemu guests.")
-    return build() or 0
+    build()
+    return 0
 
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {

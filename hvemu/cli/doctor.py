@@ -26,7 +26,8 @@ def main(arguments: list[str]) -> int:
         bad += problem is not None
         print(f"{'ok   ' if problem is None else 'WRONG'}  {probe.name:38} {problem or probe.used_for}")
     if bad:
-        print(f"{bad} of {len(PROBES)} probes differ. Reinstall the engine: pip install --force-reinstall unicorn==2.1.4")
+        print(f"{bad} of {len(PROBES)} probes differ. Reinstall the engine with:")
+        print("pip install --force-reinstall unicorn==2.1.4")
         return int(ExitStatus.DIFFERENT)
     print(f"all {len(PROBES)} probes are as they should be")
     return 0

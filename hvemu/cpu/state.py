@@ -109,7 +109,7 @@ class CpuPort(Protocol):
 
 @dataclass
 class VirtualCpu:
-    """The complete state. Floating-point and SSE registers are held as ``x87`` and ``xmm`` values of the FXSAVE image."""
+    """The complete state. Floating-point and SSE registers are one FXSAVE image."""
 
     gprs: list[int] = field(default_factory=lambda: [0] * 8)
     instruction_pointer: int = 0xFFF0

@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import platform
 import sys
+
 from hvemu.engine import binding
 
 # block:  mov edx,edx / mov rax,rsi / sub rax,[rcx+24] / cmp rax,[rcx+16] / jb inside

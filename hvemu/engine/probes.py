@@ -4,12 +4,13 @@
 guest is. A probe returns None when all is as expected, or a sentence.
 """
 
+import contextlib
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 from hvemu.cpu.state import CS, EAX, EBX, EDI, EDX, ESI, ESP, FLAT_CODE, FLAT_DATA, SS, Segment, TableRegister
-from hvemu.engine import binding, layout
+from hvemu.engine import binding
 from hvemu.engine.block_clock import InstructionCounter
 from hvemu.engine.vcpu import EngineError, Vcpu
 from hvemu.memory.machine_memory import MachineMemory
@@ -48,7 +49,9 @@ class Rig:
         bits = level << 13
         for index in range(6):
             flat = FLAT_CODE if index == CS else FLAT_DATA
-            self.vcpu.set_segment(index, flat._replace(selector=flat.selector | level, attributes=flat.attributes | bits))
+            self.vcpu.set_segment(
+                index, flat._replace(selector=flat.selector | level, attributes=flat.attributes | bits)
+            )
 
     def code(self, text: str, at: int = CODE) -> None:
         """Machine code as hexadecimal digits."""
@@ -118,10 +121,8 @@ def _exception_state_is_writable() -> str | None:
     rig.code("31c9 f7f1 8cc8 90 90")  # xor ecx,ecx / div ecx / mov eax,cs / nop
     rig.code("0f0b", CODE + 8)
     rig.vcpu.on_invalid_instruction(lambda: False)
-    try:
+    with contextlib.suppress(EngineError):
         rig.go()
-    except EngineError:
-        pass
     return _expect(3, rig.vcpu.gpr(EAX) & 3)
 
 
@@ -306,7 +307,9 @@ def _segment_loads_are_real() -> str | None:
     rig = Rig()
     view = rig.memory.view
     view[0x2000:0x2010] = bytes(8) + (0x0040_9300_0000_FFFF | 0x5000 << 16).to_bytes(8, "little")
-    rig.vcpu.set_tables(TableRegister(0x2000, 15), TableRegister(0, 0), Segment(0, 0, 0, 0), Segment(0, 0, 0x67, 0x8900))
+    rig.vcpu.set_tables(
+        TableRegister(0x2000, 15), TableRegister(0, 0), Segment(0, 0, 0, 0), Segment(0, 0, 0x67, 0x8900)
+    )
     rig.code("b908000000 8ee1 64a100000000 f4")  # mov ecx,8 / mov fs,cx / mov eax,fs:[0] / hlt
     view[0x5000:0x5004] = b"hvem"
     rig.go()
@@ -330,7 +333,12 @@ def _models_are_enforced() -> str | None:
     for model in ("conroe", "penryn"):
         rig = Rig(model=model)
         rig.control(CR0_PE | CR0_ET, cr4=1 << 9)
-        rig.vcpu.on_invalid_instruction(lambda: seen.append("#UD") or False)
+
+        def invalid() -> bool:
+            seen.append("#UD")
+            return False
+
+        rig.vcpu.on_invalid_instruction(invalid)
         rig.code("660f3840c0 f4")  # pmulld xmm0,xmm0
         try:
             rig.go()

@@ -341,9 +341,7 @@ class Vcpu:
         else:
             self._reg_read(self._handle_argument, binding.registers.UC_X86_REG_EFLAGS, self._flags_argument)
             arithmetic = self._flags_value.value
-        return (
-            words[layout.WORD_EFLAGS] | arithmetic & layout.ARITHMETIC_FLAGS | words[layout.WORD_DIRECTION] & FLAG_DF
-        )
+        return words[layout.WORD_EFLAGS] | arithmetic & layout.ARITHMETIC_FLAGS | words[layout.WORD_DIRECTION] & FLAG_DF
 
     def flags_spoiled(self) -> bool:
         """Whether a stop has mixed rubbish into EFLAGS.

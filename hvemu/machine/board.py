@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hvemu.devices.acpi_pm import AcpiPm
 from hvemu.devices.bus import Bus
 from hvemu.devices.cmos_rtc import CmosRtc
-from hvemu.devices.contract import CharacterBackend, Device, DeviceEvent, NoBackend, Watcher
+from hvemu.devices.contract import CharacterBackend, Device, NoBackend, Watcher
 from hvemu.devices.debug_ports import DebugConsole, DebugExit, PostPort, ResetControl, SystemControlPortA
 from hvemu.devices.fw_cfg import FwCfg, standard_entries
 from hvemu.devices.i8042 import I8042
@@ -97,9 +97,7 @@ class Board:
         self.pci.add(1, 0, IsaBridge())
         self.pci.add(1, 3, PowerManagement(pm_base=Port(at.ACPI_PM_BASE), interrupt_line=at.IRQ_ACPI))
         self.firmware_configuration = FwCfg(
-            entries=standard_entries(
-                memory_size=configuration.memory, command_line=configuration.append
-            )
+            entries=standard_entries(memory_size=configuration.memory, command_line=configuration.append)
         )
         system_control_a = SystemControlPortA(on_reset=self.request_reset, a20=lambda enabled: None)
 
@@ -183,5 +181,3 @@ class Board:
             (0x35, above_16m >> 8),
         ):
             self.rtc.set_byte(index, value)
-
-

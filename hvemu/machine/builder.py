@@ -77,7 +77,9 @@ def build(
             space = "port" if kind is ExitKind.UNCLAIMED_IO else "address"
             mode.stop_soon(Stop(ExitStatus.GUEST_ENDED, mode.sentence(f"{what} {space} {address:#x} under --strict")))
 
-    ports = Bus("port", on_unclaimed=lambda address, size, value: unclaimed(ExitKind.UNCLAIMED_IO, address, size, value))
+    ports = Bus(
+        "port", on_unclaimed=lambda address, size, value: unclaimed(ExitKind.UNCLAIMED_IO, address, size, value)
+    )
     mmio = Bus(
         "memory", on_unclaimed=lambda address, size, value: unclaimed(ExitKind.UNCLAIMED_MMIO, address, size, value)
     )

@@ -61,7 +61,8 @@ class MachineConfiguration:
             raise UserError(f"Configuration version {self.version} is unknown", f"This hvemu reads version {VERSION}.")
         if not MINIMUM_MEMORY <= self.memory <= MAXIMUM_MEMORY or self.memory % 4096:
             raise UserError(
-                f"Memory of {self.memory} bytes is not possible", "Choose 1M to 3G in multiples of 4K, as in --memory 64M."
+                f"Memory of {self.memory} bytes is not possible",
+                "Choose 1M to 3G in multiples of 4K, as in --memory 64M.",
             )
         if not 0 <= self.rtc < 1 << 32:
             raise UserError(f"The time {self.rtc} is out of range", "Give --rtc as 2000-01-01T00:00:00 or seconds.")

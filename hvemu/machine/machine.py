@@ -137,7 +137,9 @@ class Machine:
     def _halted_sentence(self) -> str:
         cpu = self.mode.leave()
         why = "with interrupts disabled" if not cpu.flags & 0x200 else "and no interrupt ever comes"
-        return f"The guest ended at EIP {cpu.instruction_pointer:#010x}, after instruction 'hlt': halted for ever {why}."
+        return (
+            f"The guest ended at EIP {cpu.instruction_pointer:#010x}, after instruction 'hlt': halted for ever {why}."
+        )
 
     # ------------------------------------------------------------------ for people and tools
 

@@ -16,7 +16,16 @@ from typing import Final, Protocol
 from hvemu.cpu.cpuid import CpuId
 from hvemu.cpu.debug_registers import DebugRegisterFault, DebugRegisters
 from hvemu.cpu.decoder import MAXIMUM_LENGTH, boundaries, decode, describe
-from hvemu.cpu.delivery import DEBUG, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT, WITH_ERROR_CODE, Escalated, Event, TripleFault
+from hvemu.cpu.delivery import (
+    DEBUG,
+    GENERAL_PROTECTION,
+    INVALID_OPCODE,
+    PAGE_FAULT,
+    WITH_ERROR_CODE,
+    Escalated,
+    Event,
+    TripleFault,
+)
 from hvemu.cpu.io_permission import io_permitted
 from hvemu.cpu.linear import LinearFault, read_linear
 from hvemu.cpu.msr import EFER, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, TSC_AUX, ModelSpecificRegisters, MsrError
@@ -381,9 +390,7 @@ class NativeMode:
         self._refused = None
         self._look_at_first_block()
         clock.load(budget, window=window)
-        clock.set_tsc(
-            self._retired, self._msrs.tsc_offset, native=self._host_time is None and not self._tracer.active
-        )
+        clock.set_tsc(self._retired, self._msrs.tsc_offset, native=self._host_time is None and not self._tracer.active)
         flags_before = self._words[layout.WORD_EFLAGS]
         self._running = True
         try:

@@ -1,6 +1,6 @@
 """The fixed ACPI hardware: timer, power button, soft-off."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

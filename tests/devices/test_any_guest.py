@@ -1,6 +1,6 @@
 """No guest can make a chip raise, answer out of range, or have a state that does not come back."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import json
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """The bus: claims, splitting, gaps, unclaimed accesses."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

@@ -1,6 +1,6 @@
 """The MC146818: time in its formats, setting it, three interrupts, the CMOS bytes."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

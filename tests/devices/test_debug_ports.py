@@ -1,6 +1,6 @@
 """The ports with a single register: POST, console, exit, resets, A20."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 from hvemu.devices.debug_ports import DebugConsole, DebugExit, PostPort, ResetControl, SystemControlPortA
 

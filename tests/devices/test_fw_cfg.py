@@ -1,6 +1,6 @@
 """The firmware configuration device: selecting, reading, the file directory."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

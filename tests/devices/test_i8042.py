@@ -1,6 +1,6 @@
 """The keyboard controller and its keyboard: commands, translation, typing, pacing."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

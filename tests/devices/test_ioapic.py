@@ -1,6 +1,6 @@
 """The I/O APIC: its registers, edges, levels, ends of interrupt."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

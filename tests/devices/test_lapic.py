@@ -1,6 +1,6 @@
 """The local APIC: priorities, end of interrupt, pins, messages to itself, errors, timer."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

@@ -1,6 +1,6 @@
 """PCI configuration: mechanism 1, the functions of the chipset, BARs, the reset control within."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

@@ -1,6 +1,6 @@
 """The 8259A pair: initialisation, priorities, ends of interrupt, cascade, triggers."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

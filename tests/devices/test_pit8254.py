@@ -1,6 +1,6 @@
 """The 8254: six modes, latches, read-back, BCD, edges without drift; port 61h."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

@@ -1,6 +1,6 @@
 """States: what is refused, and that a refused state changes nothing."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 from dataclasses import replace
 from typing import Any

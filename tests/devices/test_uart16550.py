@@ -1,6 +1,6 @@
 """The 16550A: FIFOs, interrupts in order of priority, modem lines, loopback."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

@@ -1,6 +1,6 @@
 """The VGA's text mode: CRTC, attribute flip-flop, palette, retrace, and the picture."""
 
-# ruff: noqa: SIM300 -- the house writes expected == actual
+
 
 import pytest
 

@@ -18,7 +18,7 @@ def test_a_register_in_another_place_is_noticed(monkeypatch, name):
     """Each known value is looked for where the layout says."""
     constant = {"RIP": "QUAD_EIP", "CR2": "QUAD_CR", "CR3": "QUAD_CR"}[name]
     monkeypatch.setattr(layout, constant, getattr(layout, constant) + 1)
-    with pytest.raises(layout.UnknownEngineError, match="pip install unicorn==2.1.4"):
+    with pytest.raises(layout.UnknownEngineError, match=r"pip install unicorn==2\.1\.4"):
         Vcpu()
 
 

@@ -44,7 +44,9 @@ def compare(name, disturbed):
 
 
 DISTURBANCES = st.lists(
-    st.tuples(st.integers(1, 3_000), st.sampled_from(["stop", "cold", "tlb", "step", "reenter"])), min_size=1, max_size=40
+    st.tuples(st.integers(1, 3_000), st.sampled_from(["stop", "cold", "tlb", "step", "reenter"])),
+    min_size=1,
+    max_size=40,
 )
 
 
