@@ -8,7 +8,7 @@ from hvemu.memory.guest_memory import GuestPhysicalMemory
 
 
 def run_bare(memory: GuestPhysicalMemory, cpu: VirtualCpu, model: str, stop_port: int) -> tuple[float, bytes]:
-    """Run a loaded guest until it writes to ``stop_port``; returns host seconds and what it wrote to other ports."""
+    """Run a loaded guest until it writes to ``stop_port``; returns processor seconds and what it wrote to other ports."""
     vcpu = Vcpu(model)
     vcpu.map_ram(0, memory.size, memory.machine.host_address)
     load_registers(vcpu, cpu)
@@ -22,9 +22,9 @@ def run_bare(memory: GuestPhysicalMemory, cpu: VirtualCpu, model: str, stop_port
 
     vcpu.on_port_out(out)
     vcpu.on_port_in(lambda _port, _size: 0x60)
-    started = time.perf_counter()
+    started = time.process_time()
     vcpu.run()
-    return time.perf_counter() - started, bytes(written)
+    return time.process_time() - started, bytes(written)
 
 
 def load_registers(vcpu: Vcpu, cpu: VirtualCpu) -> None:
@@ -40,7 +40,7 @@ def load_registers(vcpu: Vcpu, cpu: VirtualCpu) -> None:
 
 
 def bare_hook_seconds(count: int = 200_000) -> float:
-    """Host seconds of one OUT handled by a Python hook of Unicorn's own binding that does nothing."""
+    """Processor seconds of one OUT handled by a Python hook of Unicorn's own binding that does nothing."""
     from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_MODE_32, Uc
     from unicorn.x86_const import UC_X86_INS_OUT, UC_X86_REG_ECX
 
@@ -50,6 +50,6 @@ def bare_hook_seconds(count: int = 200_000) -> float:
     uc.mem_write(0x1000, code)
     uc.hook_add(UC_HOOK_INSN, lambda *_: None, None, 1, 0, UC_X86_INS_OUT)
     uc.reg_write(UC_X86_REG_ECX, count)
-    started = time.perf_counter()
+    started = time.process_time()
     uc.emu_start(0x1000, 0x1000 + len(code))
-    return (time.perf_counter() - started) / count
+    return (time.process_time() - started) / count
