@@ -3,14 +3,14 @@
 Called by every mode, because the engine delivers nothing. Works on a CpuPort and guest memory alone. Interrupt and
 trap gates of 16 and 32 bits, the inner-ring stack from the TSS, error codes, privilege checks of INT n, escalation to
 #DF and triple fault (table 6-5), real mode, and leaving virtual-8086 mode. Not emulated: task gates, which end
-the guest with a sentence, and shadow stacks.
+the guest with a sentence, limits of stacks and of code (the engine checks none either), and shadow stacks.
 """
 
 import struct
 from functools import lru_cache
 from typing import NamedTuple
 
-from hvemu.cpu.linear import LinearFault, read_linear, read_linear_u64, write_linear
+from hvemu.cpu.linear import LinearFault, probe_write, read_linear, read_linear_u64, write_linear
 from hvemu.cpu.state import (
     ATTRIBUTE_BIG,
     ATTRIBUTE_CODE,
@@ -111,6 +111,7 @@ def deliver(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> TripleFa
             second = fault.event
         except LinearFault as fault:
             second = Event(PAGE_FAULT, fault.fault.error_code, address=fault.fault.address)
+            cpu.set_cr2(fault.fault.address)  # even if it becomes #DF or worse (6.15, interrupt 14, footnote)
         except _TaskGate:
             return Unsupported(f"vector {event.vector} goes through a task gate, which hvemu does not emulate")
         if event.start is not None:
@@ -176,26 +177,24 @@ def _through_gate(cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegis
     values = [cpu.eip(), cpu.segment(CS).selector, pushed_flags(event, flags)]
     if error_code is not None:
         values.insert(0, error_code)
+    if flags & FLAG_VM and new_cpl:
+        raise _Fault(GENERAL_PROTECTION, (selector & 0xFFFC) + external)
     if new_cpl < cpl:
         stack, stack_pointer = _inner_stack(cpu, memory, paging, tables, new_cpl, external)
         values += (esp, old_stack.selector)
         if flags & FLAG_VM:
-            if new_cpl:
-                raise _Fault(GENERAL_PROTECTION, (selector & 0xFFFC) + external)
             values += (cpu.segment(index).selector for index in (ES, DS, FS, GS))
     else:
-        if flags & FLAG_VM:
-            raise _Fault(GENERAL_PROTECTION, (selector & 0xFFFC) + external)
         stack, stack_pointer = old_stack, esp
 
     frame = _pack(values, wide)
     if stack.attributes & ATTRIBUTE_BIG:
-        top = (stack_pointer - len(frame)) & 0xFFFF_FFFF
-        new_esp = top
+        new_esp = (stack_pointer - len(frame)) & 0xFFFF_FFFF
+        write_linear(memory, paging, stack.base + new_esp, frame, user=new_cpl == 3)
     else:
         top = (stack_pointer - len(frame)) & 0xFFFF
         new_esp = (stack_pointer & 0xFFFF0000) | top
-    write_linear(memory, paging, stack.base + top, frame, user=new_cpl == 3)
+        _write_wrapping(memory, paging, stack.base, top, frame, user=new_cpl == 3)
 
     # Nothing can fail from here on
     if flags & FLAG_VM:
@@ -205,6 +204,18 @@ def _through_gate(cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegis
     cpu.set_gpr(ESP, new_esp)
     cpu.set_eip(entry)
     cpu.set_code_and_stack(code, stack)
+
+
+def _write_wrapping(
+    memory: GuestPhysicalMemory, paging: PagingRegisters, base: int, top: int, frame: bytes, *, user: bool
+) -> None:
+    """A frame on a 16-bit stack, which wraps at 64 KiB; all of it or nothing."""
+    room = 0x1_0000 - top
+    if len(frame) > room:
+        probe_write(memory, paging, base, len(frame) - room, user=user)
+    write_linear(memory, paging, base + top, frame[:room], user=user)
+    if len(frame) > room:
+        write_linear(memory, paging, base, frame[room:], user=user)
 
 
 @lru_cache(maxsize=4096)
@@ -290,7 +301,11 @@ def _inner_stack(
         offset = 4 + ring * 8
         if offset + 5 > tables.task_limit:
             raise _Fault(INVALID_TSS, tss_error)
-        raw = read_linear_u64(memory, paging, tables.task_base + offset)
+        at = tables.task_base + offset
+        if at & 0xFFF > 0xFF8:  # two bytes more than the CPU reads could lie on a page that is not there
+            raw = int.from_bytes(read_linear(memory, paging, at, 6), "little")
+        else:
+            raw = read_linear_u64(memory, paging, at)
         pointer, selector = raw & 0xFFFF_FFFF, (raw >> 32) & 0xFFFF
     else:
         offset = 2 + ring * 4

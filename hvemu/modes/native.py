@@ -317,7 +317,11 @@ class NativeMode:
                 return self._take_end() or Halt()
 
     def _run_by_host_time(self, poker: Poker) -> Halt | Stop | None:
-        """Run until the host's clock, an interrupt or a device wants the machine to look; inexact by nature."""
+        """Run until the host's clock, an interrupt or a device wants the machine to look; inexact by nature.
+
+        While an interrupt waits for IF, the guest is stopped to look at it more and more rarely.
+        """
+        window = _HOST_WINDOW
         while True:
             if self._end is not None:
                 return self._take_end()
@@ -325,8 +329,9 @@ class NativeMode:
             if self._attention or left <= 0 or (self._pin.level and self.can_interrupt()):
                 self._attention = False
                 return None
-            window = _HOST_WINDOW if self._pin.level else _HOST_STRETCH
-            poker.arm(min(left * _HOST_UNIT, window))
+            stretch = window if self._pin.level else _HOST_STRETCH
+            window = min(2 * window, _HOST_STRETCH)
+            poker.arm(min(left * _HOST_UNIT, stretch))
             if self._go(0) and not poker.fired:
                 self._halts[0] += 1
                 return self._take_end() or Halt()
