@@ -1,5 +1,8 @@
 """The command line. ``main`` imports only what the command needs, so that ``hvemu --version`` is instant."""
 
+import contextlib
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -81,24 +84,45 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the process status; never raises, never returns Python's default 1."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _replace_closed_streams()
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        sys.stdout.flush()
+        return status
     except HvemuError as error:
         print(f"hvemu: {error}", file=sys.stderr)
         return int(error.status)
     except KeyboardInterrupt:
         return int(ExitStatus.INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()
+        _discard_output()
         return int(ExitStatus.POWER_OFF)
     except SystemExit as error:
         return int(error.code) if isinstance(error.code, int) else int(ExitStatus.USAGE)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _discard_output()
+            print("hvemu: No space is left for the output. Give it another place.", file=sys.stderr)
+            return int(ExitStatus.USAGE)
         import traceback
 
         traceback.print_exc()
         print("hvemu: this is a bug in hvemu; please report it with the lines above.", file=sys.stderr)
         return int(ExitStatus.HOST_BUG)
+
+
+def _replace_closed_streams() -> None:
+    """A stream that was closed before we started (``>&-``) is nowhere, not an error."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _discard_output() -> None:
+    """Nobody takes our output any more: what is still buffered goes nowhere, without a second complaint at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:

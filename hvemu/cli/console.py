@@ -18,6 +18,9 @@ from hvemu.vocabulary.errors import UserError
 _ESCAPE: Final = 0x01
 _HELP: Final = "\r\nCtrl-A X  end    Ctrl-A C  monitor    Ctrl-A A  send Ctrl-A    Ctrl-A H  this help\r\n"
 _PATIENCE: Final = 0.01
+_FAREWELL: Final = 1.0
+"""Host seconds that the last bytes may take to reach a client."""
+_QEMU_LACKING: Final = frozenset("braille chardev con msmouse pipe telnet tn3270 udp unix vc websocket".split())
 
 
 class Console:
@@ -67,9 +70,9 @@ class TerminalConsole(Console):
     def __init__(self) -> None:
         super().__init__()
         self._input = 0
-        self._open = True
+        self._open = sys.stdin is not None
         self._escaped = False
-        self.interactive = os.isatty(0)
+        self.interactive = self._open and os.isatty(0)
 
     def write(self, data: bytes) -> None:
         """Show the bytes at once."""
@@ -117,7 +120,10 @@ class TerminalConsole(Console):
 
     @contextlib.contextmanager
     def raw(self) -> Iterator[None]:
-        """No echo and no line editing while the guest has the terminal; Ctrl-C still ends the run."""
+        """No echo and no line editing while the guest has the terminal; of its keys only Ctrl-C still makes a signal.
+
+        Ctrl-Z and Ctrl-\\ go to the guest: they would leave a shell with a terminal that does not echo.
+        """
         if not self.interactive:
             yield
             return
@@ -127,6 +133,7 @@ class TerminalConsole(Console):
         changed: list[Any] = termios.tcgetattr(0)
         changed[0] &= ~termios.ICRNL
         changed[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+        changed[6][termios.VSUSP] = changed[6][termios.VQUIT] = b"\0"
         termios.tcsetattr(0, termios.TCSANOW, changed)
         try:
             yield
@@ -139,15 +146,18 @@ class FileConsole(Console):
 
     def __init__(self, path: str) -> None:
         super().__init__()
+        self._path = path
         try:
-            self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise UserError(f"Cannot write {path}: {error.strerror}", "Give --serial another file.") from None
+            self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
+        except (OSError, ValueError) as error:
+            raise UserError(f"Cannot write '{path}': {error}", "Give --serial another file.") from None
 
     def write(self, data: bytes) -> None:
-        """Append the bytes."""
-        self._file.write(data)
-        self._file.flush()
+        """Append the bytes; raises UserError when there is no room for them."""
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise UserError(f"Cannot write '{self._path}': {error.strerror}", "Give --serial another file.") from None
 
     def close(self) -> None:
         """Close the file."""
@@ -186,6 +196,7 @@ class TcpConsole(Console):
         except BlockingIOError:
             return
         except OSError:
+            self._client.close()
             self._client = None
 
     def readable(self) -> list[int]:
@@ -209,9 +220,14 @@ class TcpConsole(Console):
             self._client = None
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Hand what is kept to a client that is there or at the door, and close the sockets."""
+        if self._client is None and self._kept and select.select([self._listener], [], [], 0.0)[0]:
+            self._client = self._listener.accept()[0]
         self._listener.close()
         if self._client is not None:
+            with contextlib.suppress(OSError):
+                self._client.settimeout(_FAREWELL)
+                self._client.sendall(self._kept)
             self._client.close()
 
 
@@ -249,8 +265,12 @@ class PtyConsole(Console):
 
 def open_console(where: str) -> Console:
     """The console that ``--serial`` names; raises UserError."""
-    if where == "none":
+    if where in ("none", "null"):
         return Console()
+    if where.partition(":")[0] in _QEMU_LACKING:
+        raise UserError(
+            f"QEMU's serial line '{where}' is not supported by hvemu", "Choose stdio, none, tcp:PORT, pty or file:PATH."
+        )
     if where in ("stdio", "mon:stdio"):
         return TerminalConsole()
     if where == "pty":

@@ -1,8 +1,11 @@
 """``hvemu demo``: boot a small guest, show what it printed and what trapped."""
 
+import contextlib
 import sys
 
+from hvemu.cli.ending import Ending
 from hvemu.cli.report import summary_lines
+from hvemu.machine.machine import Machine
 from hvemu.testing.catalog import catalog
 from hvemu.testing.running import guest_configuration, run_guest
 from hvemu.vocabulary.errors import ExitStatus, UserError
@@ -21,7 +24,16 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"There is no guest '{name}'", f"Guests are: {', '.join(catalog())}.")
     print(f"Guest '{guest.name}': {guest.title}\n{guest.lesson}\n\n--- its serial console")
     sys.stdout.flush()
-    result = run_guest(guest_configuration(guest), keys=guest.input, keys_after=guest.input_after)
+    with contextlib.ExitStack() as stack:
+
+        def watch(machine: Machine) -> None:
+            stack.enter_context(Ending(machine, guest.timeout))
+
+        result = run_guest(
+            guest_configuration(guest), keys=guest.input, keys_after=guest.input_after, prepare=watch
+        )
+    if result.status == ExitStatus.INTERRUPTED:
+        return int(ExitStatus.INTERRUPTED)
     print(result.console.rstrip("\n"))
     print("--- what the hypervisor saw")
     print("\n".join(summary_lines(result.statistics)))

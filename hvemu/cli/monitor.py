@@ -16,8 +16,8 @@ _FLAGS = ((0, "CF"), (2, "PF"), (4, "AF"), (6, "ZF"), (7, "SF"), (8, "TF"), (9, 
 class Monitor:
     """Reads commands until one lets the guest go on."""
 
-    def __init__(self, machine: Machine, output: TextIO = sys.stdout) -> None:
-        self._machine, self._output = machine, output
+    def __init__(self, machine: Machine, output: TextIO | None = None) -> None:
+        self._machine, self._output = machine, output or sys.stdout
         self._resume = False
         self._commands: dict[str, tuple[str, Callable[[list[str]], None]]] = {
             "help": ("this list", self._help),

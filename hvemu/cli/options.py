@@ -128,6 +128,8 @@ def _from_catalog(image: str, values: dict[str, Any]) -> None:
 
 def _refuse_lacking(arguments: list[str]) -> None:
     for argument in arguments:
+        if any(0xD800 <= ord(character) < 0xE000 for character in argument):
+            raise UserError(f"The argument {argument!r} is not text in UTF-8", "Write it in UTF-8, file names too.")
         bare = argument.lstrip("-").split("=")[0]
         known = argument in ("--trace", "--name") or argument.startswith(("--trace=", "--name="))
         if argument.startswith("-") and bare in _QEMU_LACKING and not known:

@@ -3,13 +3,13 @@
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from types import FrameType
+from typing import IO
 
 from hvemu.cli.console import Console, TerminalConsole, open_console
+from hvemu.cli.ending import Ending
 from hvemu.cli.options import parse
 from hvemu.machine.board import Backends
 from hvemu.machine.builder import build
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         for path in (options.ledger, options.trace):
             _check_writable(path)
         if options.trace:
-            tracer.subscribe(JsonLines(stack.enter_context(open(options.trace, "w", encoding="utf-8"))))
+            tracer.subscribe(JsonLines(stack.enter_context(_trace_file(options.trace, tracer))))
         console = open_console(configuration.serial)
         stack.callback(console.close)
         second = open_console(configuration.second_serial) if configuration.second_serial != "none" else Console()
@@ -44,11 +44,9 @@ def main(arguments: list[str]) -> int:
         _run(machine, configuration, console, options.timeout, options.max_instructions, options.paused)
         stop = machine.stop
         if options.ledger:
-            with open(options.ledger, "w", encoding="utf-8") as file:
-                json.dump(machine.statistics(), file, indent=1)
-                file.write("\n")
-        for failure in tracer.failures:
-            print(f"hvemu: {failure}", file=sys.stderr)
+            _write_ledger(options.ledger, machine)
+    for failure in tracer.failures:
+        print(f"hvemu: {failure}", file=sys.stderr)
     if configuration.display == "text":
         _show_screen(machine, final=True)
     assert stop is not None
@@ -63,11 +61,47 @@ _SAID = frozenset(
 
 
 def _check_writable(path: str | None) -> None:
+    """Before the guest runs: whether a result can be written; raises UserError. Nothing is created or emptied."""
     if path is None:
         return
     folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder) or os.path.isdir(path) or not os.access(folder, os.W_OK):
-        raise UserError(f"Cannot write {path}", "Give a path in a folder that exists.")
+    try:
+        writable = os.access(path, os.W_OK) and not os.path.isdir(path)
+        if not os.path.lexists(path):
+            os.stat(os.path.join(folder, "."))
+            writable = os.path.basename(path) != "" and os.access(folder, os.W_OK)
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(path)  # a name that is too long
+    except (OSError, ValueError):
+        writable = False
+    if not writable:
+        raise UserError(f"Cannot write '{path}'", "Give a path in a folder that exists.")
+
+
+@contextlib.contextmanager
+def _trace_file(path: str, tracer: Tracer) -> Iterator[IO[str]]:
+    """The open trace; that it could not be written to its end is a failure to report, not an end of the run."""
+    try:
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below, where a full disk is found out
+    except OSError as error:
+        raise UserError(f"Cannot write '{path}': {error.strerror}", "Give --trace another file.") from None
+    try:
+        yield file
+    finally:
+        try:
+            file.close()
+        except OSError as error:
+            if not tracer.failures:
+                tracer.failures.append(f"the trace {path} is not complete: {error.strerror}")
+
+
+def _write_ledger(path: str, machine: Machine) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(machine.statistics(), file, indent=1)
+            file.write("\n")
+    except OSError as error:
+        raise UserError(f"Cannot write '{path}': {error.strerror}", "Give --ledger another file.") from None
 
 
 def _run(
@@ -80,7 +114,7 @@ def _run(
 ) -> None:
     from hvemu.cli.monitor import Monitor
 
-    deadline = None if timeout is None else time.monotonic() + timeout
+    ending = Ending(machine, timeout)
     wants_monitor = paused
     screen_due = 0.0
 
@@ -96,19 +130,18 @@ def _run(
         nonlocal wants_monitor, screen_due
         console.poll()
         now = time.monotonic()
-        if deadline is not None and now >= deadline:
-            end(f"the time limit of {timeout:g} s was reached; {machine.where()}", ExitStatus.LIMIT)
         if configuration.display == "text" and now >= screen_due and sys.stdout.isatty():
             screen_due = now + _REFRESH
             _show_screen(machine)
         if wants_monitor and machine.stop is None:
             wants_monitor = False
+            ending.patient = False
             _monitor(Monitor(machine), console)
+            ending.patient = True
 
     def idle(seconds: float) -> bool:
-        if deadline is not None:
-            seconds = min(seconds, max(0.0, deadline - time.monotonic()))
-        return console.wait(seconds) or deadline is not None
+        """Input cannot wake a guest that sleeps with interrupts disabled; nobody need wait for it."""
+        return machine.mode.can_interrupt() and console.wait(seconds)
 
     console.receive = machine.send_serial
     console.on_quit = lambda: end("ended by Ctrl-A X", ExitStatus.POWER_OFF)
@@ -118,29 +151,13 @@ def _run(
         machine.idle = idle
     if max_instructions is not None:
         machine.mode.limit_instructions(max_instructions)
-    if console.announcement and not console.readable():
-        console.announcement = ""
     raw = console.raw() if isinstance(console, TerminalConsole) else contextlib.nullcontext()
-    with raw, _ended_by_terminate():
+    with raw, ending:
         try:
             while machine.stop is None:
                 machine.run()
         except KeyboardInterrupt:
             machine.stop = Stop(ExitStatus.INTERRUPTED, f"interrupted; {machine.where()}")
-
-
-@contextlib.contextmanager
-def _ended_by_terminate() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does, with ledger and terminal in order."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _monitor(monitor: "object", console: Console) -> None:

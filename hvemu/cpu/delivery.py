@@ -147,8 +147,7 @@ def _through_ivt(cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegist
     old_sp = cpu.gpr(ESP)
     sp = (old_sp - 6) & 0xFFFF
     frame = struct.pack("<HHH", cpu.eip() & 0xFFFF, cpu.segment(CS).selector, flags & 0xFFFF)
-    for index in range(3):  # a word at a time, because SP wraps at 64 KiB
-        write_linear(memory, paging, stack.base + ((sp + 2 * index) & 0xFFFF), frame[2 * index : 2 * index + 2])
+    _write_wrapping(memory, paging, stack.base, sp, frame, user=False)
     cpu.set_gpr(ESP, (old_sp & 0xFFFF0000) | sp)
     cpu.set_eflags(flags & ~(FLAG_IF | FLAG_TF | FLAG_RF | FLAG_AC))
     old_cs = cpu.segment(CS)

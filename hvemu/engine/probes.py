@@ -328,6 +328,22 @@ def _real_mode() -> str | None:
     )
 
 
+def _flags_survive_a_start() -> str | None:
+    """Flags set while stopped, and flags restored from inside a hook, are there when the engine starts."""
+    rig, seen = Rig(), []
+    rig.code("9c 58 f4")  # pushf / pop eax / hlt
+    rig.vcpu.set_eflags(0x8D5 | 0x400 | 2)
+    rig.go()
+    first = rig.vcpu.gpr(EAX) & 0xED5
+    rig.vcpu.on_port_out(lambda *_: seen.append(rig.vcpu.save()))
+    rig.code("fd 31c0 e680 40 f4", 0x1100)  # std / xor eax,eax / out 80h,al / inc eax / hlt
+    rig.vcpu.set_eflags(2)
+    rig.go(0x1100)
+    rig.vcpu.restore(seen[0])
+    rig.go()
+    return _expect((0x8D5 | 0x400, 0x444), (first, rig.vcpu.gpr(EAX) & 0xED5))
+
+
 def _models_are_enforced() -> str | None:
     seen = []
     for model in ("conroe", "penryn"):
@@ -384,6 +400,7 @@ PROBES = (
     Probe("code written through an NX alias", "seen after a TLB flush", _nx_alias),
     Probe("segment loads", "descriptors are read from guest memory", _segment_loads_are_real),
     Probe("real mode", "runs on the same engine", _real_mode),
+    Probe("flags across a stop", "set and restored flags are there at the start", _flags_survive_a_start),
     Probe("CPU models", "an instruction the model lacks is #UD", _models_are_enforced),
     Probe("jump to an address without memory", "ends the guest with a sentence", _wild_jump_ends),
 )

@@ -88,6 +88,8 @@ class Vcpu:
         self._paging = PagingRegisters(0, 0, 0, 0)
         self._known_tables: dict[bytes, SystemTables] = {}
         self._known_segments: dict[bytes, Segment] = {}
+        self.running = False
+        """Whether the engine is running, which it is inside every callback."""
         self._failure: BaseException | None = None
         self._flags_value = ctypes.c_uint64()
         self._flags_argument = ctypes.byref(self._flags_value)
@@ -265,6 +267,7 @@ class Vcpu:
     def run(self) -> None:
         """Run from EIP until something stops the engine; raises EngineError, or what a callback raised."""
         self._failure = None
+        self.running = True
         error = self._start(
             self._handle_argument,
             ctypes.c_uint64(self.quads[layout.QUAD_EIP]),
@@ -272,6 +275,7 @@ class Vcpu:
             ctypes.c_uint64(0),
             ctypes.c_size_t(0),
         )
+        self.running = False
         if self._failure is not None:
             raise self._failure
         if error:
@@ -360,12 +364,17 @@ class Vcpu:
         self.set_eflags(system_flags & ~kept | self.eflags() & kept)
 
     def set_eflags(self, value: int) -> None:
-        """Set EFLAGS; bit 1 is always one."""
+        """Set EFLAGS; bit 1 is always one.
+
+        The engine keeps the arithmetic bits and DF apart while it runs, and takes them from EFLAGS when it starts.
+        """
         words = self.words
         words[layout.WORD_CC_OPERATION] = layout.CC_OP_EFLAGS
         self.quads[layout.QUAD_CC_SOURCE] = value & layout.ARITHMETIC_FLAGS
         words[layout.WORD_DIRECTION] = 0xFFFF_FFFF if value & FLAG_DF else 1
-        self.quads[layout.QUAD_EFLAGS] = (value & ~(layout.ARITHMETIC_FLAGS | FLAG_DF)) & 0xFFFF_FFFF | 2
+        if self.running:
+            value &= ~(layout.ARITHMETIC_FLAGS | FLAG_DF)
+        self.quads[layout.QUAD_EFLAGS] = value & 0xFFFF_FFFF | 2
 
     def interrupts_enabled(self) -> bool:
         """EFLAGS.IF, without computing the rest."""
@@ -518,8 +527,9 @@ class Vcpu:
         return bytearray(self.state)
 
     def restore(self, saved: bytearray) -> None:
-        """Put back what ``save`` gave."""
+        """Put back, while stopped, what ``save`` gave."""
         self.state[:] = saved
+        self.set_eflags(self.eflags())
 
     def read_fpu(self) -> bytes:
         """x87, MXCSR and XMM state as an FXSAVE image of 512 bytes (SDM vol. 1, 10.5.1)."""

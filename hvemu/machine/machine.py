@@ -60,6 +60,8 @@ class Machine:
 
     def run(self, until: int = FAR_AWAY) -> Stop | None:
         """Run to position ``until`` or to the end; returns why the guest ended, or None at the limit."""
+        if self.stop is not None:
+            return self.stop
         mode, clock, interrupt = self.mode, self.clock, self.board.interrupt
         started = time.perf_counter()
         try:
@@ -67,16 +69,18 @@ class Machine:
                 if self.poll is not None:
                     self.poll()
                 clock.run_due()
-                if self.board.nmi.pending and not interrupt.level:
+                if self.board.nmi.pending:
                     self.board.nmi.pending = False
                     self.stop = mode.deliver_nmi()
                 elif interrupt.level and mode.can_interrupt():
                     self._idle_since = mode.position()
                     self.stop = mode.deliver_interrupt(self.board.lapic.acknowledge())
+                elif mode.halted:
+                    self._sleep(until)
                 else:
                     outcome = mode.run(min(clock.deadline(), Position(until), Position(mode.position() + _STRETCH)))
                     if isinstance(outcome, Halt):
-                        self._halt(until)
+                        self._idle_since = mode.position()
                     elif outcome is not None:
                         self.stop = outcome
                 self._obey()
@@ -95,9 +99,8 @@ class Machine:
             else:
                 self.stop = Stop(ExitStatus.POWER_OFF, "the guest reset the machine")
 
-    def _halt(self, until: int) -> None:
-        """HLT: let time pass up to the next event, interrupt or input."""
-        self._idle_since = self.mode.position()
+    def _sleep(self, until: int) -> None:
+        """After HLT: let time pass up to the next interrupt, or to ``until``."""
         while self.stop is None and not self.board.nmi.pending and not self.board.reset_requested:
             if self.board.interrupt.level and self.mode.can_interrupt():
                 return

@@ -11,6 +11,8 @@ class ExecutionMode(Protocol):
     """One technique, holding one virtual CPU while it runs."""
 
     name: str
+    halted: bool
+    """HLT was executed and no interrupt has come since."""
 
     def enter(self, cpu: VirtualCpu) -> None:
         """Take over the guest in this state; ``enter(leave())`` changes nothing that the guest can see."""

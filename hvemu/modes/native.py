@@ -126,6 +126,7 @@ class NativeMode:
         self._running = False
         self._until = 0
         self._slack = 0  # bytes the running budget was enlarged by, to let a shortened block in
+        self._disturbed = False  # whether an exception left the part of a block that was to run
         self._refused: tuple[int, int] | None = None
         self._attention = False
         self._end: Stop | None = None
@@ -138,6 +139,7 @@ class NativeMode:
         self._no_execute = False
         self._baseline: bytes | None = None
         self._nmi_blocked = False
+        self.halted = False
         memory.forget_code = vcpu.forget_code
         msrs.changed = self._msr_changed
         if host_time is None:
@@ -176,6 +178,7 @@ class NativeMode:
         vcpu.write_fpu(cpu.fpu)
         self._debug.values[:] = cpu.debug
         self._nmi_blocked = cpu.nmi_blocked
+        self.halted = cpu.halted
         for index, value in cpu.msrs.items():
             self._msrs.values[index] = value
             self._msr_changed(index, value)
@@ -206,6 +209,7 @@ class NativeMode:
             efer=paging.efer,
             interrupt_shadow=vcpu.interrupt_shadow(),
             nmi_blocked=self._nmi_blocked,
+            halted=self.halted,
             fpu=vcpu.read_fpu(),
         )
 
@@ -248,11 +252,13 @@ class NativeMode:
 
     def deliver_interrupt(self, vector: int) -> Stop | None:
         """Deliver an external interrupt."""
+        self.halted = False
         self._deliver(AssistKind.EXTERNAL_INTERRUPT, Event(vector, external=True))
         return self._take_end()
 
     def deliver_nmi(self) -> Stop | None:
         """Deliver a non-maskable interrupt."""
+        self.halted = False
         self._deliver(AssistKind.NMI, Event(2, external=True))
         return self._take_end()
 
@@ -313,8 +319,7 @@ class NativeMode:
             if not halted and self._refused is not None and self._end is None and not self._attention:
                 halted = self._approach(*self._refused)
             if halted:
-                self._halts[0] += 1
-                return self._take_end() or Halt()
+                return self._halt()
 
     def _run_by_host_time(self, poker: Poker) -> Halt | Stop | None:
         """Run until the host's clock, an interrupt or a device wants the machine to look; inexact by nature.
@@ -333,8 +338,7 @@ class NativeMode:
             window = min(2 * window, _HOST_STRETCH)
             poker.arm(min(left * _HOST_UNIT, stretch))
             if self._go(0) and not poker.fired:
-                self._halts[0] += 1
-                return self._take_end() or Halt()
+                return self._halt()
             if self._retranslate is not None:
                 self.vcpu.forget_code_at(*self._retranslate)
                 self._retranslate = None
@@ -345,6 +349,11 @@ class NativeMode:
             self.vcpu.stop()
         else:
             self._clock.refuse_next()
+
+    def _halt(self) -> Halt | Stop:
+        self._halts[0] += 1
+        self.halted = True
+        return self._take_end() or Halt()
 
     def _take_end(self) -> Stop | None:
         end, self._end = self._end, None
@@ -375,8 +384,13 @@ class NativeMode:
         vcpu.forget_code_at(address, size)
         vcpu.set_exits([(address + end) & 0xFFFF_FFFF])
         self._slack = slack
+        self._disturbed = False
+        before = self._retired
         try:
-            return self._go(end, exit_at=(address + end) & 0xFFFF_FFFF)
+            halted = self._go(end, exit_at=(address + end) & 0xFFFF_FFFF)
+            if not self._disturbed and vcpu.linear_eip() == (address + end) & 0xFFFF_FFFF:
+                self._retired = before + end  # also if a last store into the block itself made it start again
+            return halted
         finally:
             self._slack = 0
             vcpu.set_exits([])
@@ -604,6 +618,7 @@ class NativeMode:
         self._take_back_slack()
 
     def _take_back_slack(self) -> None:
+        self._disturbed = True
         if self._slack:
             self._clock.shorten(self._slack)
             self._slack = 0
