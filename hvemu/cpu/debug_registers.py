@@ -8,7 +8,7 @@ from typing import Final
 DR6_FIXED: Final = 0xFFFF_0FF0
 DR6_WRITABLE: Final = 0x0000_E00F
 DR7_FIXED: Final = 0x0000_0400
-DR7_WRITABLE: Final = 0xFFFF_2BFF
+DR7_WRITABLE: Final = 0xFFFF_23FF
 DR6_BD: Final = 1 << 13
 DR6_BS: Final = 1 << 14
 DR7_GD: Final = 1 << 13

@@ -56,6 +56,7 @@ _PLAIN: Final = {
 }
 _READ_ONLY: Final = frozenset({0x17, MTRRCAP, 0x179, 0x198, 0xCD})
 _MEMORY_TYPES: Final = frozenset({0, 1, 4, 5, 6})
+_U64: Final = (1 << 64) - 1
 _PAT_TYPES: Final = frozenset({0, 1, 4, 5, 6, 7})
 
 
@@ -78,17 +79,23 @@ class ModelSpecificRegisters:
         self._apic_enable = apic_enable
         self._efer_allowed = (EFER_NXE if no_execute else 0) | (EFER_SCE if long_mode else 0)
         self.values = self.reset_values()
-        self.tsc_offset = 0
+        """By number; under TSC is what to add to the clock, so that a CPU's state holds all there is to know."""
         self.changed: Callable[[int, int], None] = lambda index, value: None
         """Told of every write, so that the engine's own copies follow."""
 
     def reset_values(self) -> dict[int, int]:
         """Every register as after power-on."""
-        return {**_PLAIN, APIC_BASE: LAPIC_BASE | 0x900, EFER: 0}  # APIC enabled, bootstrap processor
+        return {**_PLAIN, TSC: 0, APIC_BASE: LAPIC_BASE | 0x900, EFER: 0}  # APIC enabled, bootstrap processor
+
+    @property
+    def tsc_offset(self) -> int:
+        """What the guest's writes have moved the counter by, as a signed 64-bit number."""
+        offset = self.values[TSC]
+        return offset - (1 << 64) if offset >> 63 else offset
 
     def tsc(self) -> int:
         """The time-stamp counter as the guest reads it."""
-        return (self._read_tsc() + self.tsc_offset) & 0xFFFF_FFFF_FFFF_FFFF
+        return (self._read_tsc() + self.values[TSC]) & _U64
 
     def read(self, index: int) -> int:
         """Value of an MSR; raises MsrError for one that does not exist."""
@@ -102,7 +109,7 @@ class ModelSpecificRegisters:
     def write(self, index: int, value: int) -> None:
         """Write an MSR; raises MsrError for one that does not exist, is read-only or would take a reserved bit."""
         if index == TSC:
-            self.tsc_offset += value - self.tsc()
+            self.values[TSC] = (value - self._read_tsc()) & _U64
             return
         if index not in self.values or index in _READ_ONLY or not self._legal(index, value):
             raise MsrError
@@ -122,6 +129,6 @@ class ModelSpecificRegisters:
             return not value & ~0xCFF and value & 0xFF in _MEMORY_TYPES
         if index in (0x250, 0x258, 0x259) or 0x268 <= index <= 0x26F:
             return all(byte in _MEMORY_TYPES for byte in value.to_bytes(8, "little"))
-        if index in (SYSENTER_ESP, SYSENTER_EIP, SYSENTER_CS):
+        if index in (SYSENTER_ESP, SYSENTER_EIP, SYSENTER_CS, TSC_AUX):
             return value >> 32 == 0
         return True

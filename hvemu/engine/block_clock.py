@@ -16,15 +16,15 @@ from hvemu.engine import binding
 
 # block:  mov edx,edx / mov rax,rsi / sub rax,[rcx+24] / cmp rax,[rcx+16] / jb inside
 # charge: mov [rcx+16],rdx / mov [rcx+24],rsi / sub [rcx],rdx / js slow / ret
-# inside: test rax,rax / jz charge / lea r8,[rax+rdx] / cmp r8,[rcx+16] / jae charge     (see _restarted)
+# inside: lea r8,[rax+rdx] / cmp r8,[rcx+16] / jae charge                                (see _restarted)
 #         sub rax,[rcx+16] / sub [rcx],rax / jmp charge
 # slow:   mov rax,[rcx+40] / test rax,rax / jz stop / add rax,[rcx] / js stop
 #         mov rax,[rcx+32] / test dword [rax],0x200 / jnz stop / ret
 # stop:   mov rax,[rcx+32] / mov eax,[rax] / mov [rcx+48],rax
 #         jmp [rcx+8]                        (uc_emu_stop; the engine's handle is still the first argument)
 _BLOCK_CODE = bytes.fromhex(
-    "89d24889f0482b4118483b4110720e48895110488971184829117819c34885c074ed4c8d04104c3b411073e3482b4110"
-    "482901ebda488b41284885c07412480301780d488b4120f700000200007501c3488b41208b0048894130ff6108"
+    "89d24889f0482b4118483b4110720e48895110488971184829117814c34c8d04104c3b411073e8482b4110482901ebdf"
+    "488b41284885c07412480301780d488b4120f700000200007501c3488b41208b0048894130ff6108"
 )
 # RDTSC:  cmp qword [rsi+96],0 / jz python / mov r8,[rsi+64] / test byte [r8+176],3 / jnz python       (only at CPL 0)
 #         mov rax,[rsi+24] / add rax,[rsi+16] / mov ecx,[r8+216] / add ecx,[r8+128] / sub rax,rcx     (block end - EIP)
@@ -185,10 +185,10 @@ class BlockClock:
 def _restarted(address: int, size: int, next_address: int, next_size: int) -> bool:
     """Whether a block was left in its middle to start again there, because it stored into itself.
 
-    The engine then runs the store alone; its block lies inside the one before and ends earlier. A jump back into one's
-    own block ends where that block ends.
+    The engine then runs the store alone; its block lies inside the one before and ends earlier. A jump back to one's
+    own block, or into it, ends where that block ends.
     """
-    return address < next_address and next_address + next_size < address + size
+    return address <= next_address and next_address + next_size < address + size
 
 
 class InstructionCounter:
@@ -224,6 +224,10 @@ class InstructionCounter:
     def exhausted(self) -> bool:
         """Whether the budget refused an instruction."""
         return self.cells[BUDGET] < 0
+
+    def rewind(self, count: int) -> None:
+        """What was started after ``count`` instructions did not happen."""
+        self.cells[BUDGET] = max(self.cells[BUDGET], 0) + self.count() - count
 
     def take_back(self) -> None:
         """The instruction just started did not retire."""

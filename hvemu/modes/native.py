@@ -132,6 +132,7 @@ class NativeMode:
         self._end: Stop | None = None
         self._abandoned: bytearray | None = None
         self._abandoned_at = 0
+        self._counted = 0  # instructions, when the block was abandoned
         self._pending_event: Event | None = None
         self._intercept_at: int | None = None
         self._sites: set[int] = set()
@@ -434,7 +435,7 @@ class NativeMode:
                 self._assists[AssistKind.RDTSC][0] += count
             if vcpu.flags_spoiled() and self._abandoned is None:
                 self._repair_flags(refused, exit_at == linear, flags_before)
-        if self._counter and self._counter.exhausted() and self._end is None:
+        if self._abandoned is None and self._counter and self._counter.exhausted() and self._end is None:
             self._end = Stop(ExitStatus.LIMIT, self.sentence("the instruction limit was reached"))
             return False
         if self._abandoned is not None:
@@ -476,6 +477,7 @@ class NativeMode:
             saved[0:8] = accumulator.to_bytes(8, "little")
         self._abandoned = saved
         self._pending_event = event
+        self._counted = self._counter.count() - (event is not None) if self._counter else 0
         words[layout.WORD_CR0] |= CR0_PG
         words[layout.WORD_CR3] = _POISON_CR3
         words[layout.WORD_CR4] &= ~CR4_PAE
@@ -487,6 +489,8 @@ class NativeMode:
         assert self._abandoned is not None
         vcpu.restore(self._abandoned)
         self._abandoned = None
+        if self._counter:
+            self._counter.rewind(self._counted)
         vcpu.flush_tlb()
         vcpu.clear_exception()
         event, self._pending_event = self._pending_event, None

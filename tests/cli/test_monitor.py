@@ -1,0 +1,243 @@
+"""The monitor's commands, on a machine nobody runs but the monitor."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from hvemu.cli.monitor import Monitor
+from hvemu.machine.builder import build
+from hvemu.machine.machine import Machine
+from hvemu.testing.catalog import catalog
+from hvemu.testing.running import guest_configuration
+
+
+class Desk:
+    """A paused machine with a monitor that talks to us."""
+
+    def __init__(self, name: str = "hello", until: int = 0) -> None:
+        self.machine: Machine = build(guest_configuration(catalog()[name]))
+        if until:
+            self.machine.run(until)
+        self._output = io.StringIO()
+        self.monitor = Monitor(self.machine, self._output)
+
+    def say(self, line: str) -> str:
+        """What the monitor answers."""
+        start = self._output.tell()
+        self.monitor.obey(line)
+        return self._output.getvalue()[start:]
+
+    def talk(self, *lines: str) -> tuple[str, list[str]]:
+        """All that is said in a conversation, and the lines nobody asked for."""
+        rest = iter(lines)
+        self.monitor.interact(rest)
+        return self._output.getvalue(), list(rest)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    """A guest before its first instruction."""
+    return Desk()
+
+
+def test_help_lists_every_command(desk: Desk) -> None:
+    """And an unknown command is answered with the same list."""
+    names = [line.split()[0] for line in desk.say("help").splitlines()]
+    assert {"info", "x", "step", "screendump", "sendkey", "system_powerdown", "system_reset", "nmi", "quit"} < set(names)
+    assert f"There is no command 'fly'. Commands are: {', '.join(names)}.\n" == desk.say("fly away")
+
+
+@pytest.mark.parametrize("line", ["", "   ", "\n"])
+def test_an_empty_line_does_nothing(desk: Desk, line: str) -> None:
+    """Enter is no mistake."""
+    assert "" == desk.say(line)
+
+
+def test_info_registers_shows_the_cpu(desk: Desk) -> None:
+    """General registers, segments, tables, control registers, and the next instruction."""
+    text = desk.say("info registers")
+    assert "EAX=2badb002" in text
+    assert f"EIP={desk.machine.register_values()['eip']:08x}" in text
+    for name in ("CS=", "GDT=", "IDT=", "CR0=", "CR3=", "EFER=", "next: ", "CPL=0"):
+        assert name in text
+
+
+def test_info_registers_works_where_no_memory_is() -> None:
+    """A guest that jumped to nowhere can still be looked at."""
+    desk = Desk("jump_nowhere")
+    desk.machine.run()
+    assert "EIP=d0000000" in desk.say("info registers")
+
+
+def test_info_mem_says_that_paging_is_off(desk: Desk) -> None:
+    """And how much RAM there is."""
+    assert "paging is off; RAM is 00000000-00ffffff\n" == desk.say("info mem")
+
+
+@pytest.mark.slow
+def test_info_mem_shows_the_mapped_ranges() -> None:
+    """Ranges with user and write rights, in ascending order."""
+    desk = Desk("paging")
+    while not desk.machine.registers().paging().enabled:
+        assert desk.machine.run(desk.machine.mode.position() + 2000) is None
+    lines = desk.say("info mem").splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{8} [u-]r[w-]", line)
+    assert sorted(lines) == lines
+
+
+def test_info_irq_shows_both_chips_and_what_was_delivered() -> None:
+    """The 8259 pair by register, then deliveries by vector."""
+    desk = Desk("preempt")
+    desk.machine.run()
+    text = desk.say("info irq")
+    assert "8259 master: " in text
+    assert "8259 slave: " in text
+    assert re.search(r"vector 0x20: \d+ delivered", text)
+
+
+def test_info_exits_is_the_ledger() -> None:
+    """Kinds with their counts and details."""
+    desk = Desk()
+    assert "exits: none\nhardware assists: none\n" == desk.say("info exits")
+    desk.machine.run()
+    assert re.search(r"io_out +\d+  0x3f8: \d+", desk.say("info exits"))
+
+
+@pytest.mark.parametrize("line", ["info", "info weather", "i"])
+def test_info_about_nothing_says_what_there_is(desk: Desk, line: str) -> None:
+    """The topics are the answer."""
+    assert "Say: info registers|mem|irq|exits.\n" == desk.say(line)
+
+
+def test_x_shows_memory(desk: Desk) -> None:
+    """Sixteen bytes a line, in hexadecimal and as letters."""
+    desk.machine.memory.write(0x5000, b"the quick brown fox\0")
+    assert [
+        "00005000  74 68 65 20 71 75 69 63 6b 20 62 72 6f 77 6e 20  the quick brown ",
+        "00005010  66 6f 78 00                                      fox.",
+    ] == desk.say("x 0x5000 20").splitlines()
+    assert 4 == len(desk.say("x 20480").splitlines())
+
+
+@pytest.mark.parametrize("line", ["x", "x here", "x 0x100 many", "x 0x100 1.5"])
+def test_x_without_an_address_says_how_it_is_written(desk: Desk, line: str) -> None:
+    """A mistake is answered with an example."""
+    assert desk.say(line).startswith("Say: x ADDRESS [BYTES], as in x 0x100000 32 (")
+
+
+@pytest.mark.parametrize("line", ["x 0xfee00000 16", "x 0xfffffff8 16", "x -1 4", "x 0x100000 -4", "x 0x1ffffffff 1"])
+def test_x_of_a_strange_address_is_no_accident(desk: Desk, line: str) -> None:
+    """Devices, the end of the address space, negative numbers: some answer, and the monitor goes on."""
+    desk.say(line)
+    assert "EIP=" in desk.say("info registers")
+
+
+def test_step_executes_exactly_as_many_instructions() -> None:
+    """step N and --max-instructions agree on what an instruction is."""
+    desk = Desk()
+    before = desk.machine.mode.position()
+    assert "EIP=" in desk.say("step")
+    assert desk.machine.mode.position() > before
+    other = build(guest_configuration(catalog()["hello"], count_instructions=True))
+    other.mode.limit_instructions(26)
+    other.run()
+    desk.say("s 25")
+    assert other.register_values() == desk.machine.register_values()
+
+
+def test_step_ends_where_the_guest_ends() -> None:
+    """No registers of a guest that is no more, and no further steps."""
+    desk = Desk("jump_nowhere")
+    text, rest = desk.talk("step 100000", "never read")
+    assert desk.machine.stop is not None
+    assert 64 == desk.machine.stop.status
+    assert ["never read"] == rest
+    assert "EIP=" not in text
+
+
+def test_screendump_shows_the_text_screen_or_writes_it(desk: Desk, tmp_path: Path) -> None:
+    """25 rows; a file that cannot be written is a sentence."""
+    desk.machine.memory.write(0xB8000, b"".join(bytes((letter, 7)) for letter in b"Look here"))
+    assert "Look here" in desk.say("screendump").splitlines()[0]
+    assert "" == desk.say(f"screendump {tmp_path / 'screen'}")
+    assert 25 == len((tmp_path / "screen").read_text().splitlines())
+    assert "Cannot write /no/such/folder: No such file or directory. Give another path.\n" == desk.say(
+        "screendump /no/such/folder"
+    )
+
+
+def test_sendkey_types_on_the_keyboard() -> None:
+    """The guest's driver hears every letter."""
+    desk = Desk("keyboard", until=200_000)
+    assert "" == desk.say("sendkey hi\\n")
+    stop = desk.machine.run()
+    assert stop is not None
+    assert 33 == stop.status
+
+
+def test_sendkey_of_a_letter_that_no_key_has_is_answered(desk: Desk) -> None:
+    """A US keyboard has no such key; the monitor says so and goes on."""
+    assert "snowman" not in desk.say("sendkey \N{SNOWMAN}")
+    assert "\N{SNOWMAN}" in desk.say("sendkey \N{SNOWMAN}")
+
+
+def test_system_powerdown_presses_the_button_and_lets_the_guest_see_it(desk: Desk) -> None:
+    """The ACPI event is up to the guest; the monitor closes so that it can be."""
+    _, rest = desk.talk("system_powerdown", "left")
+    assert ["left"] == rest
+    assert desk.machine.stop is None
+
+
+def test_system_reset_resets(desk: Desk) -> None:
+    """Without --reboot that is the end, with status 0."""
+    _, rest = desk.talk("system_reset", "left")
+    assert ["left"] == rest
+    stop = desk.machine.run()
+    assert stop is not None
+    assert (0, "the guest reset the machine") == (stop.status, stop.reason)
+
+
+def test_nmi_reaches_the_guest() -> None:
+    """It is delivered at the next boundary, and counted."""
+    desk = Desk("preempt", until=300_000)
+    desk.say("nmi")
+    desk.machine.run(desk.machine.mode.position() + 100)
+    assert 1 == desk.machine.statistics()["assists"]["nmi"]
+
+
+@pytest.mark.parametrize("line", ["quit", "q"])
+def test_quit_ends_the_run(desk: Desk, line: str) -> None:
+    """With the status of a machine that was switched off."""
+    text, rest = desk.talk(line, "left")
+    assert desk.machine.stop is not None
+    assert (0, ["left"], "(hvemu) ") == (desk.machine.stop.status, rest, text)
+
+
+@pytest.mark.parametrize("line", ["cont", "c", "\x01c"])
+def test_cont_lets_the_guest_go_on(desk: Desk, line: str) -> None:
+    """Also the key that opened the monitor."""
+    text, rest = desk.talk("help", line, "left")
+    assert (None, ["left"]) == (desk.machine.stop, rest)
+    assert text.startswith("(hvemu) help")
+
+
+def test_looking_does_not_change_the_guest() -> None:
+    """A guest looked at from all sides ends with the same ledger as one left alone."""
+    looked, alone = Desk("ring3", until=50_000), Desk("ring3", until=50_000)
+    for line in ("info registers", "info irq", "info exits", "x 0x100000 64", "screendump", "info mem"):
+        looked.say(line)
+    ends = []
+    for desk in (looked, alone):
+        desk.machine.run()
+        ends.append({**desk.machine.statistics(), "wall_s": 0})
+    assert ends[0] == ends[1]
+
+
+def test_a_monitor_without_output_talks_to_todays_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not to the one there was when the module was imported."""
+    Monitor(build(guest_configuration(catalog()["hello"]))).obey("nonsense")
+    assert "There is no command" in capsys.readouterr().out

@@ -1,0 +1,147 @@
+"""Mode native on small flat programs: what hvemu does in place of the CPU, and when interrupts arrive."""
+
+import pytest
+
+from hvemu.cpu.state import EAX, EBX, VirtualCpu
+from hvemu.machine.builder import build
+from hvemu.machine.configuration import MachineConfiguration
+from hvemu.testing.catalog import catalog
+from hvemu.testing.running import guest_configuration
+
+BASE = 0x10_0000
+
+
+def flat(tmp_path, code, **changes):
+    """A machine that starts at ``code`` in flat protected mode without an IDT."""
+    path = tmp_path / "flat.bin"
+    path.write_bytes(bytes.fromhex(code.replace(" ", "")))
+    return build(MachineConfiguration(image=str(path), loader="flat", memory=4 << 20, serial="none", **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("unknown MSR read", "b945230100 0f32"),
+        ("unknown MSR written", "b945230100 0f30"),
+        ("EFER reserved bits", "b9800000c0 b800020000 31d2 0f30"),
+        ("CR4 reserved bit", "b800000080 0f22e0"),
+        ("CR0 paging without protection", "b800000080 0f22c0"),
+        ("LTR of a null selector", "31c0 0f00d8"),
+    ],
+)
+def test_what_the_engine_would_let_pass_is_a_general_protection_fault(tmp_path, name, code):
+    """Without an IDT it becomes a triple fault whose first fault is #GP."""
+    stop = flat(tmp_path, code + " f4").run()
+    assert 66 == stop.status, name
+    assert "triple fault: #GP (error code 0x0)" in stop.reason
+
+
+def test_random_number_instructions_are_invalid(tmp_path):
+    """RDRAND would bring host entropy into the guest."""
+    assert "triple fault: #UD" in flat(tmp_path, "0fc7f0 f4").run().reason
+
+
+def test_known_model_specific_registers_are_kept(tmp_path):
+    """SYSENTER_ESP reads back what was written, in the first block of the run too."""
+    machine = flat(tmp_path, "b975010000 b878563412 31d2 0f30 31c0 0f32 89c3 e6f4 f4")
+    machine.run()
+    assert 0x1234_5678 == machine.registers().gprs[EBX]
+    assert {"0x175": 1} == machine.statistics()["assists_by_detail"]["rdmsr"]
+
+
+def test_debug_registers_are_virtual(tmp_path):
+    """DR7 with breakpoints set does not reach the engine; reserved bits read as fixed."""
+    machine = flat(tmp_path, "b8ffffffff 0f23f8 31c0 0f21f8 89c3 e6f4 f4")
+    machine.run()
+    # General detect is set, so the read itself is #DB; without an IDT that ends the guest.
+    assert 66 == machine.stop.status
+    machine = flat(tmp_path, "b8ff000000 0f23f8 0f21fb e6f4 f4")
+    machine.run()
+    assert 0x4FF == machine.registers().gprs[EBX]
+
+
+def test_rdtsc_is_four_nanoseconds_a_byte_natively_and_under_a_trace(tmp_path):
+    """The native answer and the Python answer are the same number."""
+    code = "90 90 0f31 89c3 90 0f31 e6f4 f4"
+    plain, traced = flat(tmp_path, code), flat(tmp_path, code)
+    traced.tracer.subscribe(lambda event: None)
+    values = []
+    for machine in (plain, traced):
+        machine.run()
+        cpu = machine.registers()
+        values.append((cpu.gprs[EBX], cpu.gprs[EAX] - cpu.gprs[EBX]))
+    assert [(8, 20), (8, 20)] == values
+    assert 2 == plain.statistics()["assists"]["rdtsc"]
+
+
+def test_flags_survive_a_port_access_that_raises_an_interrupt():
+    """The state saved in the middle of a block is complete: the guest's own checks see every flag."""
+    machine = build(guest_configuration(catalog()["interrupts"]))
+    assert 33 == machine.run().status
+
+
+def test_entering_what_was_left_changes_nothing():
+    """``enter(leave())`` is invisible, FPU state included."""
+    machine = build(guest_configuration(catalog()["paging"]))
+    machine.run(60_000)
+    before = machine.mode.leave()
+    machine.mode.enter(before)
+    assert before == machine.mode.leave()
+
+
+def test_a_fresh_cpu_is_in_real_mode_at_the_reset_vector():
+    """The default VirtualCpu is what a processor is after reset, privilege level 0."""
+    cpu = VirtualCpu()
+    assert (0xFFF0, 0, 2) == (cpu.eip(), cpu.cpl(), cpu.eflags())
+
+
+def test_dirty_pages_are_all_at_first_and_then_those_written(tmp_path):
+    """native compares RAM with the copy of the last call."""
+    machine = flat(tmp_path, "c7050050200001000000 e6f4 f4")
+    assert (4 << 20) // 4096 == len(machine.mode.dirty_pages())
+    machine.run()
+    assert {0x205} == machine.mode.dirty_pages()
+
+
+def test_code_written_by_a_device_is_seen(tmp_path):
+    """GuestMemory.write forgets translated code of the frame."""
+    machine = flat(tmp_path, "90 ebfd")
+    machine.run(1_000)
+    machine.memory.write(BASE, bytes.fromhex("90b007e6f4"))
+    assert (7 << 1) | 1 == machine.run(100_000).status
+
+
+def test_strict_ends_at_an_unclaimed_port(tmp_path):
+    """The sentence names the port and the instruction."""
+    stop = flat(tmp_path, "66ba3412 ec f4", strict=True).run()
+    assert 64 == stop.status
+    assert "read of unclaimed port 0x1234 under --strict" in stop.reason
+    assert "'in al, dx'" in stop.reason
+
+
+def test_instruction_counts_are_exact(tmp_path):
+    """mov, five times (dec, jnz), out: twelve; what follows the last OUT in its block does not count."""
+    machine = flat(tmp_path, "b905000000 49 75fd e6f4 f4", count_instructions=True)
+    machine.run()
+    assert 12 == machine.statistics()["instructions"]
+
+
+def test_the_host_clock_runs_guests_too():
+    """Timer ticks arrive by the host's time; nothing is said about positions."""
+    machine = build(guest_configuration(catalog()["preempt"], clock="host"))
+    assert 33 == machine.run().status
+    assert None is machine.statistics()["virtual_ns"]
+
+
+def test_a_stop_in_the_middle_of_a_halt_keeps_the_guest_asleep():
+    """A guest that waits for its timer goes on sleeping after a stop."""
+    machine = build(guest_configuration(catalog()["halt_forever"]))
+    machine.run(24_815)
+    assert 68 == machine.run().status
+
+
+def test_the_power_button_raises_an_acpi_event():
+    """PM1a status shows it; the guest may obey or not."""
+    machine = build(guest_configuration(catalog()["hello"]))
+    machine.press_power_button()
+    assert 1 << 8 == machine.ports.read(0x600, 2) & 1 << 8
