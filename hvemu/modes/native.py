@@ -389,8 +389,9 @@ class NativeMode:
         before = self._retired
         try:
             halted = self._go(end, exit_at=(address + end) & 0xFFFF_FFFF)
-            if not self._disturbed and vcpu.linear_eip() == (address + end) & 0xFFFF_FFFF:
-                self._retired = before + end  # also if a last store into the block itself made it start again
+            done = vcpu.linear_eip() - address
+            if not self._disturbed and 0 <= done <= end:
+                self._retired = before + done  # also if a last store into the block itself made it start again
             return halted
         finally:
             self._slack = 0
