@@ -174,6 +174,7 @@ class TcpConsole(Console):
         try:
             self._listener.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
+            self._listener.close()
             raise UserError(f"Cannot listen on port {port}: {error}", "Give --serial tcp:PORT a free port.") from None
         self._listener.listen(1)
         self.port = self._listener.getsockname()[1]

@@ -40,6 +40,7 @@ class Monitor:
         for line in lines:
             self.obey(line)
             if self._resume or self._machine.stop is not None:
+                self._output.flush()
                 return
             self._prompt()
 
@@ -170,11 +171,15 @@ class Monitor:
         try:
             with open(words[0], "w", encoding="utf-8") as file:
                 file.write(text + "\n")
-        except OSError as error:
-            self._say(f"Cannot write {words[0]}: {error.strerror}. Give another path.")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", error)
+            self._say(f"Cannot write {words[0]}: {reason}. Give another path.")
 
     def _sendkey(self, words: list[str]) -> None:
-        self._machine.type_text(" ".join(words).replace("\\n", "\n"))
+        try:
+            self._machine.type_text(" ".join(words).replace("\\n", "\n"))
+        except ValueError as error:
+            self._say(f"Say: sendkey TEXT, as in sendkey hello\\n ({error}).")
 
     def _power_down(self, _words: list[str]) -> None:
         self._machine.press_power_button()

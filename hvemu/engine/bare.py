@@ -8,7 +8,7 @@ from hvemu.memory.guest_memory import GuestPhysicalMemory
 
 
 def run_bare(memory: GuestPhysicalMemory, cpu: VirtualCpu, model: str, stop_port: int) -> tuple[float, bytes]:
-    """Run a loaded guest until it writes to ``stop_port``; returns processor seconds and what it wrote to other ports."""
+    """Run a loaded guest until it writes to ``stop_port``; returns processor seconds and its other output."""
     vcpu = Vcpu(model)
     vcpu.map_ram(0, memory.size, memory.machine.host_address)
     load_registers(vcpu, cpu)

@@ -1,12 +1,14 @@
 """MachineConfiguration: the one frozen, validated, versioned value that every way of building a machine starts from."""
 
 import dataclasses
+import stat
 import tomllib
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hvemu.cpu.cpuid import FEATURE_BITS
 from hvemu.vocabulary.errors import UserError
 
 VERSION: Final = 1
@@ -20,6 +22,7 @@ CPU_MODELS: Final = (
     "opteron-g1", "opteron-g2", "opteron-g3", "phenom", "epyc", "qemu32",
 )  # fmt: skip
 LOADERS: Final = ("auto", "multiboot", "bzimage", "disk", "flat")
+_LONGEST_FILE: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,21 @@ class MachineConfiguration:
     version: int = VERSION
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _text(field.name, getattr(self, field.name))
         if not self.identifier:
             object.__setattr__(self, "identifier", str(uuid.uuid5(uuid.NAMESPACE_URL, f"hvemu:{self.name}")))
+        try:
+            uuid.UUID(self.identifier)
+        except ValueError:
+            raise UserError(f"The identifier '{self.identifier}' is not a UUID", "Leave it out to get one.") from None
         _choice("mode", self.mode, MODES)
         _choice("cpu", self.cpu, CPU_MODELS)
         _choice("clock", self.clock, ("virtual", "host"))
         _choice("display", self.display, ("none", "text"))
         _choice("loader", self.loader, LOADERS)
+        for feature in self.cpu_without:
+            _choice("CPU feature", feature, tuple(FEATURE_BITS))
         if self.version != VERSION:
             raise UserError(f"Configuration version {self.version} is unknown", f"This hvemu reads version {VERSION}.")
         if not MINIMUM_MEMORY <= self.memory <= MAXIMUM_MEMORY or self.memory % 4096:
@@ -76,7 +87,7 @@ def from_toml(text: str, **overrides: Any) -> MachineConfiguration:
     """A configuration from TOML text; ``overrides`` win. Raises UserError."""
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of a number of thousands of digits, of thousands of brackets
         raise UserError(f"The configuration is not TOML: {error}", "See hvemu run --help for its keys.") from None
     known = {field.name: field for field in dataclasses.fields(MachineConfiguration)}
     for key, value in values.items():
@@ -92,6 +103,8 @@ def from_toml(text: str, **overrides: Any) -> MachineConfiguration:
             values[key] = parse_size(value)
         elif type(value) is not wanted:
             raise UserError(f"'{key}' must be of type {wanted.__name__}", "See hvemu run --help.")
+        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            raise UserError(f"'{key}' has more than 64 bits", "See hvemu run --help.")
     merged = {**values, **overrides}
     if "image" not in merged:
         raise UserError("The configuration names no image", "Add a line like: image = 'kernel.elf'.")
@@ -118,9 +131,15 @@ def to_toml(configuration: MachineConfiguration) -> str:
 def from_file(path: Path, **overrides: Any) -> MachineConfiguration:
     """A configuration from a TOML file; raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"The configuration {path} is not a regular file", "Check the path given to --config.")
+        with path.open("rb") as file:
+            data = file.read(_LONGEST_FILE + 1)
+        text = data.decode("utf-8") if len(data) <= _LONGEST_FILE else ""
+    except (OSError, ValueError) as error:
         raise UserError(f"Cannot read the configuration {path}: {error}", "Check the path given to --config.") from None
+    if len(data) > _LONGEST_FILE:
+        raise UserError(f"The configuration {path} is longer than 1 MiB", "Check the path given to --config.")
     return from_toml(text, **overrides)
 
 
@@ -134,8 +153,20 @@ def parse_size(text: str) -> int:
 
 
 def _quote(text: str) -> str:
+    """A basic string of TOML. Surrogates cannot be written, which is why a configuration refuses them."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    return '"' + "".join(c if c.isprintable() else _escape(ord(c)) for c in escaped) + '"'
+
+
+def _escape(code: int) -> str:
+    return f"\\u{code:04x}" if code < 0x1_0000 else f"\\U{code:08x}"
+
+
+def _text(name: str, value: object) -> None:
+    """Refuse what is not Unicode: bytes of a file name or a command line that were not UTF-8."""
+    for text in (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ():
+        if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+            raise UserError(f"The {name.replace('_', ' ')} {text!a} is not UTF-8", "Rename the file, or type it again.")
 
 
 def _choice(what: str, value: str, choices: tuple[str, ...]) -> None:

@@ -45,6 +45,9 @@ class ExecutionMode(Protocol):
     def attend(self) -> None:
         """Something outside wants the machine's attention at the next instruction boundary."""
 
+    def stop_soon(self, stop: Stop) -> None:
+        """End the guest at the next boundary; for devices and for whoever watches from outside, from any thread."""
+
     def instructions(self) -> int | None:
         """Instructions retired since the start, where the machine counts them."""
 

@@ -45,7 +45,7 @@ def desk() -> Desk:
 def test_help_lists_every_command(desk: Desk) -> None:
     """And an unknown command is answered with the same list."""
     names = [line.split()[0] for line in desk.say("help").splitlines()]
-    assert {"info", "x", "step", "screendump", "sendkey", "system_powerdown", "system_reset", "nmi", "quit"} < set(names)
+    assert set("info x step screendump sendkey system_powerdown system_reset nmi cont quit".split()) < set(names)
     assert f"There is no command 'fly'. Commands are: {', '.join(names)}.\n" == desk.say("fly away")
 
 
@@ -181,8 +181,8 @@ def test_sendkey_types_on_the_keyboard() -> None:
 
 def test_sendkey_of_a_letter_that_no_key_has_is_answered(desk: Desk) -> None:
     """A US keyboard has no such key; the monitor says so and goes on."""
-    assert "snowman" not in desk.say("sendkey \N{SNOWMAN}")
-    assert "\N{SNOWMAN}" in desk.say("sendkey \N{SNOWMAN}")
+    assert "no key of the US layout types '\N{SNOWMAN}'" in desk.say("sendkey \N{SNOWMAN}")
+    assert "EIP=" in desk.say("info registers")
 
 
 def test_system_powerdown_presses_the_button_and_lets_the_guest_see_it(desk: Desk) -> None:

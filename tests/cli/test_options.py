@@ -186,8 +186,8 @@ def test_print_config_is_read_back_by_config(tmp_path: Path, capfd: Captured) ->
 def test_options_win_over_the_configuration_file(tmp_path: Path) -> None:
     """A file is a starting point."""
     path = tmp_path / "machine.toml"
-    lines = [f'image = "{HELLO}"', 'memory = "32M"', 'append = "from the file"', 'modules = ["a", "b c"]', "reboot = true"]
-    path.write_text("\n".join(lines))
+    lines = ['memory = "32M"', 'append = "from the file"', 'modules = ["a", "b c"]', "reboot = true"]
+    path.write_text("\n".join([f'image = "{HELLO}"', *lines]))
     configuration = parse(["--config", str(path), "--append", "given here", "-no-reboot"])[1]
     assert "given here" == configuration.append
     assert (32 << 20, ("a", "b c"), False) == (configuration.memory, configuration.modules, configuration.reboot)

@@ -87,7 +87,8 @@ def test_a_client_at_the_door_gets_all_of_a_short_guests_words() -> None:
 
 def test_a_port_in_use_is_a_sentence() -> None:
     """Status 2 and what to do."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(UserError, match="Give --serial tcp:PORT a free"):
+    advice = "Give --serial tcp:PORT a free port"
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(UserError, match=advice):
         TcpConsole(listener.getsockname()[1])
 
 

@@ -1,6 +1,5 @@
 """hvemu on a terminal: the keys that are ours, the monitor, and that the terminal comes back as it was."""
 
-import os
 import signal
 import termios
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from . import guests
-from .process import Terminal, start
+from .process import Talk, Terminal, start
 
 READY = "type a line and press Enter"
 CTRL_A, CTRL_C, CTRL_Z, CTRL_BACKSLASH = "\x01", "\x03", "\x1a", "\x1c"
@@ -85,8 +84,7 @@ def test_a_signal_ends_a_guest_busy_at_its_ports(number: signal.Signals, tmp_pat
         process.stdin.close()
         process.stdin = None
         assert process.stdout is not None
-        while b"(hvemu) hardware" not in (text := os.read(process.stdout.fileno(), 4096)) and b"none" not in text:
-            pass
+        Talk(process.stdout.fileno()).until("hardware assists: none")
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
     assert 130 == process.returncode
