@@ -102,7 +102,7 @@ def build(
         power_off=lambda: mode.stop_soon(POWERED_OFF),
         debug_exit=debug_exit,
         bios_call=lambda: bios.call(),
-        attend=lambda: mode.attend(),
+        attend=lambda: mode.attend(urgent=True),
     )
 
     # Exits: kind -> handler
@@ -143,7 +143,7 @@ def build(
     clock.position = mode.position
     clock.shorten = mode.shorten
     board.interrupt.attend = mode.attend
-    board.nmi.attend = mode.attend
+    board.nmi.attend = lambda: mode.attend(urgent=True)
     disk = bytearray(request.image) if loader == "disk" else None
     bios = Bios(memory, vcpu, ports.read, ports.write, disk)
 

@@ -42,8 +42,8 @@ class ExecutionMode(Protocol):
     def skip(self, amount: int) -> None:
         """Let ``amount`` bytes' worth of time pass without executing; HLT does."""
 
-    def attend(self) -> None:
-        """Something outside wants the machine's attention at the next instruction boundary."""
+    def attend(self, *, urgent: bool = False) -> None:
+        """A device wants the machine's attention at the next boundary; unless ``urgent``, when IF allows it."""
 
     def stop_soon(self, stop: Stop) -> None:
         """End the guest at the next boundary; for devices and for whoever watches from outside, from any thread."""

@@ -128,7 +128,7 @@ class NativeMode:
         self._slack = 0  # bytes the running budget was enlarged by, to let a shortened block in
         self._disturbed = False  # whether an exception left the part of a block that was to run
         self._refused: tuple[int, int] | None = None
-        self._attention = False
+        self._attention = self._urgent = False
         self._end: Stop | None = None
         self._abandoned: bytearray | None = None
         self._abandoned_at = 0
@@ -269,9 +269,10 @@ class NativeMode:
             time.sleep(min(amount * _HOST_UNIT, _HOST_STRETCH))
         self._retired += amount
 
-    def attend(self) -> None:
-        """Look up at the next instruction boundary."""
+    def attend(self, *, urgent: bool = False) -> None:
+        """Look up at the next instruction boundary, if an interrupt can be delivered there or it is ``urgent``."""
         self._attention = True
+        self._urgent = self._urgent or urgent
 
     def stop_soon(self, stop: Stop) -> None:
         """End the guest at the next boundary; for devices."""
@@ -311,7 +312,7 @@ class NativeMode:
             if self._end is not None:
                 return self._take_end()
             if self._attention:
-                self._attention = False
+                self._attention = self._urgent = False
                 return None
             left = self._until - self._retired
             if left <= 0 or (self._pin.level and self.can_interrupt()):
@@ -333,7 +334,7 @@ class NativeMode:
                 return self._take_end()
             left = self._until - self.position()
             if self._attention or left <= 0 or (self._pin.level and self.can_interrupt()):
-                self._attention = False
+                self._attention = self._urgent = False
                 return None
             stretch = window if self._pin.level else _HOST_STRETCH
             window = min(2 * window, _HOST_STRETCH)
@@ -560,7 +561,7 @@ class NativeMode:
 
     def _after_access(self, value: int | None, size: int) -> None:
         """A device wants attention: stop right after this instruction if anything can happen there."""
-        urgent = self._end is not None or self._clock.remaining() < 0
+        urgent = self._urgent or self._end is not None or self._clock.remaining() < 0
         if self._poker is not None and not (self._pin.level and self.can_interrupt()):
             self.vcpu.stop()
             return

@@ -160,7 +160,6 @@ def test_a_reset_ends_the_run_or_starts_the_guest_again(tmp_path: Path) -> None:
     assert json.loads(ledger.read_text())["exits_by_detail"]["io_out"]["0x64"] > 5
 
 
-@pytest.mark.xfail(reason="a reset waits for the end of the stretch the mode is in", strict=False)
 def test_nothing_is_executed_behind_the_instruction_that_resets(tmp_path: Path) -> None:
     """A PC never comes to the instruction after the one that pulls the reset line."""
     words = guests.flat(tmp_path, bytes.fromhex("b0fe e664 b010 e6f4"))  # ... / mov al, 10h / out 0F4h, al

@@ -830,7 +830,7 @@ def cases(draw: st.DrawFn) -> tuple[Scene, Event]:
     return draw(situations(event.vector)), event
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(cases())
 def test_no_guest_can_make_delivery_raise_or_write_elsewhere(case: tuple[Scene, Event]) -> None:
     """Success writes one frame at the stack pointer; failure writes nothing and moves nothing but CR2 and EIP."""

@@ -146,7 +146,7 @@ def test_memory_may_be_written_as_people_write_it() -> None:
         ("image = 'k'\nrtc = 0x" + "f" * 5000, "'rtc' has more than 64 bits"),
         ("image = 'k'\nmemory = -0x" + "f" * 17, "is not TOML"),
         ("image = 'k'\nversion = 9223372036854775808", "'version' has more than 64 bits"),
-        ("image = 'k'\ncolour = 1", "Unknown key 'colour' in the configuration. Known keys: append, clock, cpu,"),
+        ("image = 'k'\ncolour = 1", "Unknown key 'colour' in the configuration. Known keys: append, clock,"),
         ("[image]\npath = 'k'", "'image' must be of type str"),
         ("image = 5", "'image' must be of type str"),
         ("image = 2000-01-01", "'image' must be of type str"),
@@ -335,8 +335,10 @@ def test_sizes_as_people_write_them(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "M", "-1M", "+1M", "1.5G", "1e3M", "0x40M", "64MB", "64MiB", "64 M", " 64M", "1T", "6_4M", "\u0664M", "64\u212a",
-     "9999999999999M", "64\u00b5", "\u00b2M", "64M\n", "\udcff", "\0"],
+    [
+        "", "M", "-1M", "+1M", "1.5G", "1e3M", "0x40M", "64MB", "64MiB", "64 M", " 64M", "1T", "6_4M", "\u0664M",
+        "64\u212a", "9999999999999M", "64\u00b5", "\u00b2M", "64M\n", "\udcff", "\0",
+    ],
 )  # fmt: skip
 def test_what_is_no_size(text: str) -> None:
     """Each is named, with how to write it."""

@@ -186,7 +186,7 @@ def memory_of(image: bytes) -> GuestPhysicalMemory:
     return memory
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(tables(), st.lists(accesses, min_size=1, max_size=6), st.booleans())
 @example(Tables(b"\xff" * SIZE, PagingRegisters(CR0_PG, 0xFFFF_F000, 0, 0)), [Access(0xFFFF_FFFF, write=True)], True)
 def test_every_walk_is_as_the_manual_says(given_tables: Tables, several: list[Access], mark: bool) -> None:
