@@ -9,19 +9,13 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Final, Protocol, Self, cast
+from typing import Any, Final, Self
 
 from hvemu.machine.machine import Machine
 from hvemu.vocabulary.errors import ExitStatus
 from hvemu.vocabulary.outcomes import Stop
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-
-
-class _Stoppable(Protocol):
-    """What every mode offers its devices."""
-
-    def stop_soon(self, stop: Stop) -> None: ...
 
 
 class Ending:
@@ -39,7 +33,7 @@ class Ending:
         """End the machine at its next boundary; may be called at any time and from any thread."""
         stop = self._asked = self._asked or Stop(status, reason)
         self._machine.stop = self._machine.stop or stop
-        cast(_Stoppable, self._machine.mode).stop_soon(stop)
+        self._machine.mode.stop_soon(stop)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if self._asked is not None or not self.patient:

@@ -128,7 +128,8 @@ def _run(
 
     def poll() -> None:
         nonlocal wants_monitor, screen_due
-        console.poll()
+        if not wants_monitor:  # with -S what stands on standard input is for the monitor first
+            console.poll()
         now = time.monotonic()
         if configuration.display == "text" and now >= screen_due and sys.stdout.isatty():
             screen_due = now + _REFRESH
@@ -138,6 +139,8 @@ def _run(
             ending.patient = False
             _monitor(Monitor(machine), console)
             ending.patient = True
+        if machine.stop is not None:  # decided here, while the loop is about to run the guest once more
+            machine.mode.stop_soon(machine.stop)
 
     def idle(seconds: float) -> bool:
         """Input cannot wake a guest that sleeps with interrupts disabled; nobody need wait for it."""

@@ -1,8 +1,9 @@
 """The one walker of guest page tables: linear address -> guest-physical address, or the page fault the CPU raises.
 
 2-level with PSE, and PAE, with NX, WP, accessed and dirty bits (SDM vol. 3A, chapter 4). Not here: 4-level paging,
-SMEP, SMAP and protection keys, which no CPU model of hvemu shows yet. Table pages outside RAM read as ones, as the
-bus would answer.
+SMEP, SMAP and protection keys, which no CPU model of hvemu shows yet, and the low reserved bits of a page-directory
+pointer, for which a CPU refuses MOV to CR3 and the engine does not. Table pages outside RAM read as ones, as the bus
+would answer.
 """
 
 from typing import NamedTuple
@@ -107,7 +108,7 @@ def _walk_pae(
     pdpte = memory.read_u64((registers.cr3 & 0xFFFFFFE0) + ((linear >> 27) & 0x18))
     if not pdpte & PTE_PRESENT:
         return PageFault(linear, _error(False, write, user, show_fetch))
-    if pdpte & (reserved | PTE_NX | 0x1E6):
+    if pdpte & (reserved | PTE_NX):
         return PageFault(linear, _error(True, write, user, show_fetch) | ERROR_RESERVED)
     pde_address = (pdpte & _PAE_FRAME) + ((linear >> 18) & 0xFF8)
     pde = memory.read_u64(pde_address)

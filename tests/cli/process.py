@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,9 +40,10 @@ def run(*words: str, stdin: bytes = b"", cwd: Path = ROOT, command: list[str] | 
     )
 
 
-def start(*words: str, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
-    """A process to talk to."""
-    return subprocess.Popen(
+@contextlib.contextmanager
+def start(*words: str, cwd: Path = ROOT) -> Iterator[subprocess.Popen[bytes]]:
+    """A process to talk to, which does not outlive the conversation."""
+    with subprocess.Popen(
         [*HVEMU, *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -49,7 +51,11 @@ def start(*words: str, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
         cwd=cwd,
         env=environment(),
         bufsize=0,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class Talk:

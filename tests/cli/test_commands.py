@@ -122,6 +122,16 @@ def test_the_doctor_finds_nothing_wrong(capsys: Captured) -> None:
     assert "probes are as they should be" in output
 
 
+def test_the_monitor_obeys_a_script() -> None:
+    """Lines on standard input are the monitor's first; what comes after cont is not lost on the way to it."""
+    done = run("run", "hello", "-S", stdin=b"info registers\nstep 2\nquit\n")
+    assert 0 == done.returncode
+    assert 2 == done.stdout.count("EIP=")
+    done = run("run", "hello", "-S", stdin=b"info exits\ncont\n")
+    assert 33 == done.returncode
+    assert done.stdout.index("hardware assists: none") < done.stdout.index("Hello from ring 0")
+
+
 def test_python_m_hvemu_is_hvemu() -> None:
     """Without the script that pip installs."""
     done = run("--version")
