@@ -29,9 +29,7 @@ def main(arguments: list[str]) -> int:
         def watch(machine: Machine) -> None:
             stack.enter_context(Ending(machine, guest.timeout))
 
-        result = run_guest(
-            guest_configuration(guest), keys=guest.input, keys_after=guest.input_after, prepare=watch
-        )
+        result = run_guest(guest_configuration(guest), keys=guest.input, keys_after=guest.input_after, prepare=watch)
     if result.status == ExitStatus.INTERRUPTED:
         return int(ExitStatus.INTERRUPTED)
     print(result.console.rstrip("\n"))

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from hvemu.cli.console import Console, TerminalConsole, open_console
@@ -34,11 +34,14 @@ def main(arguments: list[str]) -> int:
             _check_writable(path)
         if options.trace:
             tracer.subscribe(JsonLines(stack.enter_context(_trace_file(options.trace, tracer))))
-        console = open_console(configuration.serial)
+        on_screen = configuration.display == "text" and configuration.serial == "none"
+        console = TerminalConsole() if on_screen else open_console(configuration.serial)
         stack.callback(console.close)
         second = open_console(configuration.second_serial) if configuration.second_serial != "none" else Console()
         stack.callback(second.close)
-        machine = build(configuration, backends=Backends(console, second, console), tracer=tracer)
+        line = Console() if on_screen else console
+        machine = build(configuration, backends=Backends(line, second, line), tracer=tracer)
+        console.receive = _keyboard(machine) if on_screen else machine.send_serial
         if console.announcement:
             print(console.announcement, file=sys.stderr, flush=True)
         _run(machine, configuration, console, options.timeout, options.max_instructions, options.paused)
@@ -58,6 +61,17 @@ def main(arguments: list[str]) -> int:
 _SAID = frozenset(
     {ExitStatus.GUEST_ENDED, ExitStatus.TRIPLE_FAULT, ExitStatus.HALTED, ExitStatus.LIMIT, ExitStatus.INTERRUPTED}
 )
+
+
+def _keyboard(machine: Machine) -> Callable[[bytes], None]:
+    """With the text screen on the terminal, what is typed goes to the guest's keyboard."""
+
+    def press(data: bytes) -> None:
+        for character in data.decode("utf-8", "replace").replace("\r", "\n").replace("\x7f", "\b"):
+            with contextlib.suppress(ValueError):  # no key types this character
+                machine.type_text(character)
+
+    return press
 
 
 def _check_writable(path: str | None) -> None:
@@ -146,7 +160,6 @@ def _run(
         """Input cannot wake a guest that sleeps with interrupts disabled; nobody need wait for it."""
         return machine.mode.can_interrupt() and console.wait(seconds)
 
-    console.receive = machine.send_serial
     console.on_quit = lambda: end("ended by Ctrl-A X", ExitStatus.POWER_OFF)
     console.on_monitor = open_monitor
     machine.poll = poll

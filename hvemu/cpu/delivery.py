@@ -113,6 +113,8 @@ def deliver(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> TripleFa
             second = Event(PAGE_FAULT, fault.fault.error_code, address=fault.fault.address)
             cpu.set_cr2(fault.fault.address)  # even if it becomes #DF or worse (6.15, interrupt 14, footnote)
         except _TaskGate:
+            if event.start is not None:
+                cpu.set_eip(event.start)
             return Unsupported(f"vector {event.vector} goes through a task gate, which hvemu does not emulate")
         if event.start is not None:
             cpu.set_eip(event.start)

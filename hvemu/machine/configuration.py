@@ -16,6 +16,7 @@ MINIMUM_MEMORY: Final = 1 << 20
 MAXIMUM_MEMORY: Final = 3 << 30
 DEFAULT_RTC: Final = 946_684_800
 """2000-01-01 00:00:00 UTC, so that a run without ``--rtc`` is the same every day."""
+_DEFAULT_LOAD_ADDRESS: Final = 0x10_0000
 MODES: Final = ("native",)
 CPU_MODELS: Final = (
     "conroe", "penryn", "nehalem", "westmere", "sandybridge", "core2duo", "pentium3",
@@ -40,7 +41,7 @@ class MachineConfiguration:
     initrd: str = ""
     modules: tuple[str, ...] = ()
     loader: str = "auto"
-    load_address: int = 0x10_0000
+    load_address: int = _DEFAULT_LOAD_ADDRESS
     serial: str = "stdio"
     second_serial: str = "none"
     display: str = "none"
@@ -77,7 +78,8 @@ class MachineConfiguration:
             )
         if not 0 <= self.rtc < 1 << 32:
             raise UserError(f"The time {self.rtc} is out of range", "Give --rtc as 2000-01-01T00:00:00 or seconds.")
-        if not 0 <= self.load_address < self.memory:
+        unused = self.loader != "flat" and self.load_address == _DEFAULT_LOAD_ADDRESS
+        if not unused and not 0 <= self.load_address < self.memory:
             raise UserError(f"Load address {self.load_address:#x} is outside memory", "Choose one below --memory.")
         if len(self.append.encode()) > 4000:
             raise UserError("The kernel command line is longer than 4000 bytes", "Shorten --append.")

@@ -123,7 +123,7 @@ def test_the_doctor_finds_nothing_wrong(capsys: Captured) -> None:
 
 
 def test_the_monitor_obeys_a_script() -> None:
-    """Lines on standard input are the monitor's first; what comes after cont is not lost on the way to it."""
+    """Lines on standard input are the monitor's first."""
     done = run("run", "hello", "-S", stdin=b"info registers\nstep 2\nquit\n")
     assert 0 == done.returncode
     assert 2 == done.stdout.count("EIP=")

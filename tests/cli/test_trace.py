@@ -43,7 +43,10 @@ def traced(guest: Guest, path: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("name", list(catalog()))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("timers", "interrupts") else ()) for name in catalog()],
+)
 def test_two_runs_write_the_same_trace(name: str, tmp_path: Path) -> None:
     """Byte for byte, keys and crashes included."""
     first, second = (traced(catalog()[name], tmp_path / file) for file in ("one", "two"))

@@ -181,6 +181,8 @@ def test_a_task_gate_is_said_to_be_unsupported() -> None:
     problem = deliver(scene.cpu, scene.memory, Event(0x55, external=True))
     assert Unsupported("vector 85 goes through a task gate, which hvemu does not emulate") == problem
     assert before == scene.snapshot()
+    assert isinstance(deliver(scene.cpu, scene.memory, Event(0x55, software=True, start=HOME - 2)), Unsupported)
+    assert HOME - 2 == scene.cpu.eip()
 
 
 @pytest.mark.parametrize(
@@ -195,6 +197,35 @@ def test_the_limit_of_the_idt(vector: int, limit: int, inside: bool) -> None:
         assert deliver(scene.cpu, scene.memory, Event(vector, external=True)) is None
     else:
         fails_with(scene, Event(vector, external=True), (GP, vector * 8 + 3))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("selector", [CODE16, 4])
+def test_the_limit_of_the_descriptor_tables(selector: int, inside: bool) -> None:
+    """All eight bytes of the code segment's descriptor must be inside GDT or LDT."""
+    scene = Scene()
+    limit = (selector & ~7) + (7 if inside else 6)
+    if selector & 4:
+        scene.cpu.ldtr = Segment(LOCAL, LDT, limit, 0x8200)
+    else:
+        scene.cpu.gdtr = TableRegister(GDT, limit)
+    scene.set_gate(0x55, gate(selector, 0x4321))
+    if inside:
+        assert deliver(scene.cpu, scene.memory, Event(0x55, external=True)) is None
+    else:
+        fails_with(scene, Event(0x55, external=True), (GP, selector + 1))
+
+
+@pytest.mark.parametrize(("limit", "inside"), [(DATA2 + 5, True), (DATA2 + 4, False)])
+def test_the_limit_of_the_gdt_for_the_stack(limit: int, inside: bool) -> None:
+    """The same for the descriptor that the TSS names, as #TS."""
+    scene = Scene(3)
+    scene.set_gate(0x55, gate(CODE2, 0x4321))
+    scene.cpu.gdtr = TableRegister(GDT, limit)
+    if inside:
+        assert deliver(scene.cpu, scene.memory, Event(0x55, external=True)) is None
+    else:
+        fails_with(scene, Event(0x55, external=True), (TS, (DATA2 & ~3) + 1))
 
 
 # ---------------------------------------------------------------------- flags
@@ -356,7 +387,7 @@ def test_the_limit_of_the_tss(kind: int, needed: int) -> None:
             scene.set_stack(2, DATA2, STACKS[2])
         else:
             scene.memory.write(TSS + 2, struct.pack("<6H", STACKS[0], DATA0, 0, 0, STACKS[2], DATA2))
-        scene.cpu.tr = Segment(TASK, TSS, limit, kind)
+        scene.cpu.tr = Segment(TASK | 3, TSS, limit, kind)
         scene.set_gate(0x55, gate(CODE2, 0x4321))
         if inside:
             assert deliver(scene.cpu, scene.memory, Event(0x55, external=True)) is None
@@ -718,7 +749,10 @@ def test_the_stack_of_real_mode_wraps(pointer: int) -> None:
 def test_the_limit_of_the_vector_table() -> None:
     """Beyond it is #GP, and a table that holds not even that is the end."""
     scene = real_mode()
-    scene.cpu.idtr = TableRegister(0, 0x1FF)
+    scene.cpu.idtr = TableRegister(0, 0x203)
+    assert deliver(scene.cpu, scene.memory, Event(0x80, external=True)) is None
+    scene = real_mode()
+    scene.cpu.idtr = TableRegister(0, 0x202)
     event = Event(0x80, software=True, start=0x8763)
     assert isinstance(deliver(scene.cpu, scene.memory, event), Escalated)
     assert (4 * GP, [0x8763, 0x1000]) == (scene.cpu.eip(), scene.frame(2, 2))
