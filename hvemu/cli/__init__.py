@@ -62,6 +62,9 @@ def _bench(arguments: list[str]) -> int:
 
 
 def _guests(arguments: list[str]) -> int:
+    if arguments[:1] in (["--help"], ["-h"]):
+        print("usage: hvemu guests\n\nRebuilds every guest image. Needs the extra: pip install 'hvemu[build]'.")
+        return 0
     from hvemu.labs.build_guests import main as build
 
     if arguments:

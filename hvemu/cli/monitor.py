@@ -26,10 +26,10 @@ class Monitor:
             "step": ("step [N]: execute N instructions", self._step),
             "screendump": ("screendump [FILE]: the text screen", self._screendump),
             "sendkey": ("sendkey TEXT: type on the guest's keyboard", self._sendkey),
-            "system_powerdown": ("press the power button", self._power_down),
-            "system_reset": ("press the reset button", self._reset),
+            "system_powerdown": ("press the power button and let the guest go on", self._power_down),
+            "system_reset": ("press the reset button and let the guest go on", self._reset),
             "nmi": ("raise a non-maskable interrupt", self._nmi),
-            "cont": ("let the guest go on (also Ctrl-A C)", self._continue),
+            "cont": ("let the guest go on", self._continue),
             "quit": ("end the run", self._quit),
         }
 
@@ -157,7 +157,10 @@ class Monitor:
             self._say(f"{address + at:08x}  {row.hex(' '):47}  {text}")
 
     def _step(self, words: list[str]) -> None:
-        count = int(words[0]) if words and words[0].isdecimal() else 1
+        if words and not words[0].isdecimal():
+            self._say("Say: step [N], as in step 10.")
+            return
+        count = int(words[0]) if words else 1
         for _ in range(min(count, 100_000)):
             if self._machine.step() is not None:
                 return

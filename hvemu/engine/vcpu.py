@@ -59,6 +59,11 @@ class EngineError(Exception):
         super().__init__(str(UcError(number)))
         self.number = number
 
+    def is_fetch(self) -> bool:
+        """Whether the CPU tried to execute where there is no memory."""
+        constants = binding.constants
+        return self.number in (constants.UC_ERR_FETCH_PROT, constants.UC_ERR_FETCH_UNMAPPED)
+
 
 class Vcpu:
     """One engine. Implements CpuPort on the live register file."""

@@ -19,7 +19,7 @@ _SEARCH: Final = 8192
 _INFORMATION: Final = 0x9000
 _TEXT_END: Final = 0x9F000
 _FLAG_ADDRESSES: Final = 1 << 16
-_ELF_HINT: Final = "Build it as a 32-bit multiboot ELF, or use --loader flat."
+_ELF_HINT: Final = "Build it as a 32-bit multiboot ELF."
 _RESERVED: Final = (
     (0, BOOT_GDT_END, "firmware"),
     (_INFORMATION, _TEXT_END, "the loader's"),

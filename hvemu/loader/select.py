@@ -40,7 +40,10 @@ def detect(image: bytes, name: str) -> str:
         return "multiboot"
     if image[:4] == b"\x7fELF":
         multiboot.read_elf(image, name)  # says what is wrong with it, if anything is
-        raise UserError(f"{name} is an ELF file without a multiboot header", "Add one, or use --loader flat.")
+        raise UserError(
+            f"{name} is an ELF file without a multiboot header",
+            "Add one in its first 8 KiB, and check that the file is whole.",
+        )
     if boot_sector.is_bootable(image):
         return "disk"
     for magic, what, hint in _FOREIGN:

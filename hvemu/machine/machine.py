@@ -29,7 +29,9 @@ _IDLE_LIMIT: Final = 3_600_000_000_000 // NANOSECONDS_PER_BYTE
 """A guest that sleeps for an hour of virtual time without one interrupt sleeps for ever."""
 _WAIT: Final = 0.25
 _STRETCH: Final = 25_000_000
-"""Bytes run before the loop looks up, so that limits, input and signals are seen."""
+"""The most bytes run before the loop looks up, so that limits, input and signals are seen."""
+_SHORTEST_STRETCH: Final = 10_000
+_PATIENCE: Final = 0.05
 
 Idle = Callable[[float], bool]
 """Wait up to so many host seconds for input; returns whether some may still come."""
@@ -57,6 +59,7 @@ class Machine:
     """Called now and then with the guest at a boundary; feeds input."""
     wall_seconds: float = 0.0
     _idle_since: int = 0
+    _stretch: int = 1_000_000
 
     def run(self, until: int = FAR_AWAY) -> Stop | None:
         """Run to position ``until`` or to the end; returns why the guest ended, or None at the limit."""
@@ -78,7 +81,11 @@ class Machine:
                 elif mode.halted:
                     self._sleep(until)
                 else:
-                    outcome = mode.run(min(clock.deadline(), Position(until), Position(mode.position() + _STRETCH)))
+                    before = time.perf_counter()
+                    outcome = mode.run(
+                        min(clock.deadline(), Position(until), Position(mode.position() + self._stretch))
+                    )
+                    self._pace(time.perf_counter() - before)
                     if isinstance(outcome, Halt):
                         self._idle_since = mode.position()
                     elif outcome is not None:
@@ -89,6 +96,13 @@ class Machine:
         if self.stop is not None and self.tracer.active:
             self.tracer.publish(Ended(mode.position(), self.stop.status, self.stop.reason))
         return self.stop
+
+    def _pace(self, seconds: float) -> None:
+        """Look up some twenty times a host second, however slowly the guest advances; it does not notice."""
+        if seconds > _PATIENCE:
+            self._stretch = max(_SHORTEST_STRETCH, self._stretch // 2)
+        elif seconds < _PATIENCE / 4:
+            self._stretch = min(_STRETCH, self._stretch * 2)
 
     def _obey(self) -> None:
         """Carry out a reset that a device asked for."""

@@ -420,7 +420,8 @@ class NativeMode:
         except EngineError as error:
             if self._abandoned is None:
                 self._engine_errors[error.number] += 1
-                self._end = self._end or Stop(ExitStatus.GUEST_ENDED, self.sentence(str(error)))
+                cause = "there is no memory at this address" if error.is_fetch() else str(error)
+                self._end = self._end or Stop(ExitStatus.GUEST_ENDED, self.sentence(cause))
         finally:
             if self._poker is not None:
                 self._poker.disarm()
@@ -647,15 +648,14 @@ class NativeMode:
             if self._pin.level and self._running and not self._clock.in_window_mode() and vcpu.interrupts_enabled():
                 self._clock.open_window()
             return problem is not None
-        before = eip, (vcpu.linear_eip() - vcpu.eip() + eip) & 0xFFFF_FFFF
+        where = eip if event.start is None else event.start
+        before = where, (vcpu.linear_eip() - vcpu.eip() + where) & 0xFFFF_FFFF
         if isinstance(problem, TripleFault):
             self._triple_faults[0] += 1
-            faults = ", then ".join(
-                vector_name(fault.vector)
-                + (f" (error code {fault.error_code:#x})" if fault.error_code is not None else "")
-                + (f" at address {fault.address:#010x}" if fault.address is not None else "")
-                for fault in problem.events
-            )
+            faults = ", then ".join(_describe(fault) for fault in problem.events)
+            tables = vcpu.system_tables()
+            if tables.idt_limit < 8 and vcpu.paging().cr0 & CR0_PE:
+                faults += "; no IDT was loaded"
             self._end = Stop(ExitStatus.TRIPLE_FAULT, self.sentence(f"triple fault: {faults}", before))
         else:
             self._end = Stop(ExitStatus.GUEST_ENDED, self.sentence(problem.reason, before))
@@ -883,6 +883,13 @@ class NativeMode:
         except DebugRegisterFault as fault:
             return Event(fault.vector)
         return None
+
+
+def _describe(event: Event) -> str:
+    """An event for a sentence."""
+    name = f"interrupt {event.vector:#04x}" if event.external else vector_name(event.vector)
+    code = "" if event.error_code is None else f" (error code {event.error_code:#x})"
+    return name + code + ("" if event.address is None else f" at address {event.address:#010x}")
 
 
 _REGISTERS = {name: index for index, name in enumerate(("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"))}
