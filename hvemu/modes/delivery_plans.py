@@ -16,18 +16,19 @@ from hvemu.engine import layout
 from hvemu.engine.vcpu import Vcpu
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 
-_FIRST: Final = layout.BYTE_SEGMENTS
+_FIRST: Final = 4 * layout.WORD_HFLAGS
 _LAST: Final = layout.BYTE_IDT + layout.SEGMENT_STRIDE
 _CODE: Final = layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * CS
 _STACK_END: Final = layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * (SS + 1)
 _MOST: Final = 4096
+_CR0, _CR3, _CR4, _EFER = layout.WORD_CR0, layout.WORD_CR3, layout.WORD_CR4, 2 * layout.QUAD_EFER
 _FRAMES: Final = {5: struct.Struct("<5I"), 6: struct.Struct("<6I")}
 _CLEARED: Final = FLAG_TF | FLAG_NT | FLAG_RF | FLAG_VM
 
 
 class _Plan(NamedTuple):
     registers: bytes
-    control: tuple[int, int, int, int, int]
+    control: tuple[int, int, int, int]
     read: Callable[[Any], Any]
     expected: tuple[int, ...]
     frame_at: int
@@ -50,12 +51,9 @@ class DeliveryPlans:
         self._plans: dict[tuple[int, bool, bool, bool], _Plan] = {}
         self._ram = memory.view.cast("I")
 
-    def _control(self) -> tuple[int, int, int, int, int]:
+    def _control(self) -> tuple[int, int, int, int]:
         words = self._words
-        return (
-            words[layout.WORD_HFLAGS], words[layout.WORD_CR0], words[layout.WORD_CR3], words[layout.WORD_CR4],
-            words[layout.QUAD_EFER * 2],
-        )  # fmt: skip
+        return words[_CR0], words[_CR3], words[_CR4], words[_EFER]
 
     def deliver(self, event: Event) -> TripleFault | Unsupported | Escalated | None:
         """What ``cpu.delivery.deliver`` does, by a plan if there is one."""
@@ -67,8 +65,8 @@ class DeliveryPlans:
         plan = self._plans.get(key)
         if (
             plan is None
-            or self._state[_FIRST:_LAST] != plan.registers
-            or self._control() != plan.control
+            or self._state[_FIRST:_LAST].tobytes() != plan.registers
+            or (words[_CR0], words[_CR3], words[_CR4], words[_EFER]) != plan.control
             or plan.read(self._ram) != plan.expected
         ):
             return self._learn(key, event)

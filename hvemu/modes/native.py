@@ -592,7 +592,9 @@ class NativeMode:
             vcpu.stop()
             return
         if vcpu.is_software_interrupt():  # ends its block: nothing to refund
-            self._take_back_slack()
+            self._disturbed = True
+            if self._slack:
+                self._take_back_slack()
             eip = vcpu.eip()
             length = 1 if vector in (3, 4) and self._code(vcpu.linear_eip() - 1, 1) in (b"\xcc", b"\xce") else 2
             event = Event(vector, None, True, False, None, (eip - length) & 0xFFFF_FFFF)
