@@ -1,7 +1,6 @@
 """The tree is clean: ruff, mypy --strict on hvemu, import contracts."""
 
 import importlib.util
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,19 +35,3 @@ def test_imports_go_downstairs_only():
     check(
         "importlinter", "-c", "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
     )
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git to list the files")
-def test_no_file_names_a_place_on_somebodys_machine():
-    """The project speaks of itself alone."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    bad = []
-    for name in listed.stdout.splitlines():
-        path = ROOT / name
-        if not path.is_file():
-            continue
-        data = path.read_bytes()
-        bad += [name for word in (b"/wo" + b"rk/", b"/ro" + b"ot/") if word in data]
-    assert [] == bad
