@@ -35,6 +35,7 @@ from hvemu.vocabulary.paging import CR0_PE
 from .images import boot_sector, ram
 
 STACK, BUFFER = 0x7000, 0x8000
+SUCCEED, FAIL = 0x203, 0x202
 REGISTERS = {"ax": EAX, "bx": EBX, "cx": ECX, "dx": EDX, "si": ESI, "di": EDI, "bp": EBP}
 BDA = at.BIOS_DATA_AREA
 
@@ -73,8 +74,11 @@ class Desk:
         self.disk = None if disk is None else bytearray(disk)
         self.bios = Bios(self.memory, self.cpu, self.ports.read, self.ports.write, self.disk)
 
-    def interrupt(self, vector: int, *, flags: int = 0x202, **registers: int) -> "Desk":
-        """Go through the interrupt vector to the stub, as the CPU does, and let the service work."""
+    def interrupt(self, vector: int, *, flags: int = SUCCEED, **registers: int) -> "Desk":
+        """Go through the interrupt vector to the stub, as the CPU does, and let the service work.
+
+        The caller's carry is set, so that a service has to clear it; pass ``FAIL`` where it has to set it.
+        """
         for name, value in registers.items():
             self.cpu.set_gpr(REGISTERS[name], value)
         offset, selector = struct.unpack("<HH", self.memory.read(4 * vector, 4))
@@ -93,6 +97,7 @@ class Desk:
     @property
     def carry(self) -> bool:
         """Whether the caller will see a failure."""
+        assert 0x202 == self.flags & ~(FLAG_CF | FLAG_ZF)
         return bool(self.flags & FLAG_CF)
 
     def __getattr__(self, name: str) -> int:
@@ -224,6 +229,17 @@ def test_backspace_stops_at_the_left_edge(desk: Desk) -> None:
     desk.interrupt(0x10, ax=0x0200, dx=0x0200)
     desk.type("\b\bx")
     assert "x" == desk.row(2).rstrip()
+
+
+def test_a_cursor_outside_the_screen_writes_in_its_last_row_and_column(desk: Desk) -> None:
+    """Nothing is written behind the screen."""
+    desk.interrupt(0x10, ax=0x0200, dx=0x1E64)
+    desk.type("x")
+    assert (" " * 79 + "x", " " * 80) == (desk.row(23), desk.row(24))
+    assert 0x1800 == desk.bda(0x50)
+    desk.interrupt(0x10, ax=0x0200, dx=0xFFFF)
+    desk.interrupt(0x10, ax=0x0A79, cx=1)
+    assert " " * 79 + "y" == desk.row(24)
 
 
 def test_cursor_position_and_shape_are_read_back(desk: Desk) -> None:
@@ -389,7 +405,7 @@ def test_writing_and_verifying(disk_desk: Desk) -> None:
 def test_what_a_disk_refuses(disk_desk: Desk, ax: int, cx: int, dx: int, status: int) -> None:
     """Carry and a status; no sector is moved, neither here nor there."""
     disk_desk.memory.write(BUFFER, b"untouched")
-    disk_desk.interrupt(0x13, ax=ax, bx=BUFFER, cx=cx, dx=dx)
+    disk_desk.interrupt(0x13, ax=ax, bx=BUFFER, cx=cx, dx=dx, flags=FAIL)
     assert (True, status) == (disk_desk.carry, disk_desk.ah)
     assert (b"untouched", DISK) == (disk_desk.memory.read(BUFFER, 9), disk_desk.disk)
     if ax >> 8 in (2, 3) and dx & 0xFF == 0x80:
@@ -429,14 +445,16 @@ def test_reset_and_status_succeed(disk_desk: Desk, function: int) -> None:
 
 def test_no_disk_answers_nothing() -> None:
     """A guest that was not booted from disk has none."""
-    assert [True] * 4 == [Desk().interrupt(0x13, ax=ax, dx=0x80).carry for ax in (0x0000, 0x0201, 0x0800, 0x4100)]
+    assert [True] * 4 == [
+        Desk().interrupt(0x13, ax=ax, dx=0x80, flags=FAIL).carry for ax in (0x0000, 0x0201, 0x0800, 0x4100)
+    ]
 
 
 def test_extensions_are_present(disk_desk: Desk) -> None:
     """Packet access; only for the question with the right signature."""
     disk_desk.interrupt(0x13, ax=0x4100, bx=0x55AA, dx=0x0080)
     assert (False, 0x30, 0xAA55, 0b101) == (disk_desk.carry, disk_desk.ah, disk_desk.bx, disk_desk.cx)
-    assert disk_desk.interrupt(0x13, ax=0x4100, bx=0x1234, dx=0x0080).carry
+    assert disk_desk.interrupt(0x13, ax=0x4100, bx=0x1234, dx=0x0080, flags=FAIL).carry
 
 
 def test_extended_read_and_write(disk_desk: Desk) -> None:
@@ -469,7 +487,7 @@ def test_what_extended_reads_refuse(disk_desk: Desk, bad: bytes, status: int) ->
     """Nothing is moved."""
     disk_desk.memory.write(BUFFER, b"untouched")
     disk_desk.memory.write(0x600, bad)
-    disk_desk.interrupt(0x13, ax=0x4200, si=0x600, dx=0x0080)
+    disk_desk.interrupt(0x13, ax=0x4200, si=0x600, dx=0x0080, flags=FAIL)
     assert (True, status, b"untouched") == (disk_desk.carry, disk_desk.ah, disk_desk.memory.read(BUFFER, 9))
 
 
@@ -487,16 +505,16 @@ def test_drive_parameters(disk_desk: Desk) -> None:
     expected = struct.pack("<HHIIIQH", 26, 2, 3, HEADS, SECTORS, len(DISK) // 512, 512)
     assert expected + b"\xaa" == disk_desk.memory.read(BUFFER, 27)
     disk_desk.memory.write(BUFFER, b"\x19\0" + b"\xaa" * 40)
-    assert disk_desk.interrupt(0x13, ax=0x4800, si=BUFFER, dx=0x0080).carry
+    assert disk_desk.interrupt(0x13, ax=0x4800, si=BUFFER, dx=0x0080, flags=FAIL).carry
     assert b"\x19\0" + b"\xaa" * 40 == disk_desk.memory.read(BUFFER, 42)
 
 
 def test_a_disk_that_ends_within_a_sector() -> None:
     """The odd bytes cannot be read, and nothing raises."""
     desk = Desk(boot_sector(sectors=2) + b"tail")
-    assert [False, False, True] == [
-        desk.interrupt(0x13, ax=0x0201, bx=BUFFER, cx=sector, dx=0x80).carry for sector in (1, 2, 3)
-    ]
+    for sector in (1, 2):
+        assert not desk.interrupt(0x13, ax=0x0201, bx=BUFFER, cx=sector, dx=0x80).carry
+    assert desk.interrupt(0x13, ax=0x0201, bx=BUFFER, cx=3, dx=0x80, flags=FAIL).carry
 
 
 # ---------------------------------------------------------------------- INT 14h 15h 19h
@@ -549,7 +567,7 @@ def test_e820_refuses(desk: Desk, signature: int, index: int, length: int) -> No
     desk.cpu.set_gpr(EBX, index)
     desk.cpu.set_gpr(ECX, length)
     desk.memory.write(BUFFER, b"untouched")
-    desk.interrupt(0x15, ax=0xE820, di=BUFFER)
+    desk.interrupt(0x15, ax=0xE820, di=BUFFER, flags=FAIL)
     assert (True, 0x86, b"untouched") == (desk.carry, desk.ah, desk.memory.read(BUFFER, 9))
 
 
@@ -620,7 +638,7 @@ def test_the_clock_in_cmos(desk: Desk) -> None:
     assert (False, 0x1337, 0x5900) == (desk.carry, desk.cx, desk.dx)
     desk.interrupt(0x1A, ax=0x0400)
     assert (False, 0x2024, 0x1231) == (desk.carry, desk.cx, desk.dx)
-    assert desk.interrupt(0x1A, ax=0x0900).carry
+    assert desk.interrupt(0x1A, ax=0x0900, flags=FAIL).carry
 
 
 # ---------------------------------------------------------------------- INT 09h 16h
@@ -650,7 +668,7 @@ def test_keys_go_through_the_buffer_in_order(desk: Desk) -> None:
 def test_without_a_key_the_stub_waits(desk: Desk) -> None:
     """Carry at the stub itself, not in the caller's flags."""
     assert (True, True) == (waits(desk), waits(desk, 0x10))
-    assert not desk.carry
+    assert SUCCEED == desk.flags
     desk.press(0x1E)
     assert not waits(desk, 0x10)
 
@@ -670,8 +688,8 @@ def test_shift_control_and_the_locks(desk: Desk) -> None:
     """Held keys change what comes and show in the shift flags; locks toggle."""
     desk.press(0x2A, 0x1E, 0x02, 0xAA, 0x36, 0x1E, 0xB6)
     assert [0x1E41, 0x0221, 0x1E41] == keys(desk)
-    desk.press(0x1D, 0x2E, 0x02, 0x9D)
-    assert [0x2E03, 0x0231] == keys(desk)
+    desk.press(0x1D, 0x2E, 0x1E, 0x2C, 0x02, 0x29, 0x9D)
+    assert [0x2E03, 0x1E01, 0x2C1A, 0x0231, 0x2960] == keys(desk)
     desk.press(0x3A, 0xBA, 0x1E, 0x02, 0x2A, 0x1E, 0xAA, 0x3A, 0x1E)
     assert [0x1E41, 0x0231, 0x1E61, 0x1E61] == keys(desk)
     for code, flag in ((0x2A, 2), (0x36, 1), (0x1D, 4), (0x38, 8)):

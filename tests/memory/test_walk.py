@@ -256,6 +256,25 @@ def test_a_large_page() -> None:
     assert 0xA5_8760_5123 == walk(memory, registers, LINEAR)
 
 
+@pytest.mark.parametrize("bit", range(12, 32))
+def test_every_bit_of_the_address_chooses_an_entry(bit: int) -> None:
+    """Only the entries on the way of one address exist; its neighbour in that bit is not mapped."""
+    linear = 0x5A5A_5123 ^ 1 << bit
+    memory = memory_of(bytes(SIZE))
+    memory.write(DIRECTORY + 4 * (linear // (4 << 20)), struct.pack("<I", TABLE | 7))
+    memory.write(TABLE + 4 * (linear // 4096 % 1024), struct.pack("<I", 0x7000 | 7))
+    registers = PagingRegisters(CR0_PE | CR0_PG, DIRECTORY, 0, 0)
+    assert 0x7123 == walk(memory, registers, linear)
+    assert PageFault(linear ^ 1 << bit, 0) == walk(memory, registers, linear ^ 1 << bit)
+    memory = memory_of(bytes(SIZE))
+    memory.write(POINTERS + 8 * (linear // (1 << 30)), struct.pack("<Q", DIRECTORY | 1))
+    memory.write(DIRECTORY + 8 * (linear // (2 << 20) % 512), struct.pack("<Q", TABLE | 7))
+    memory.write(TABLE + 8 * (linear // 4096 % 512), struct.pack("<Q", 0x7000 | 7))
+    registers = PagingRegisters(CR0_PE | CR0_PG, POINTERS | 0b11010, CR4_PAE, 0)
+    assert 0x7123 == walk(memory, registers, linear)
+    assert PageFault(linear ^ 1 << bit, 0) == walk(memory, registers, linear ^ 1 << bit)
+
+
 def test_without_pse_the_size_bit_means_nothing() -> None:
     """The directory entry leads to a table; with PAE there is no such choice."""
     memory, registers = two_levels(TABLE | LARGE | 7, 0x7000 | 7)
