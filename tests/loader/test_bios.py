@@ -82,7 +82,7 @@ class Desk:
         for name, value in registers.items():
             self.cpu.set_gpr(REGISTERS[name], value)
         offset, selector = struct.unpack("<HH", self.memory.read(4 * vector, 4))
-        self.memory.write(STACK, struct.pack("<HHH", 0x7C00, 0, flags))
+        self.memory.write(STACK, struct.pack("<HHHH", 0x7C00, 0, flags, 0))
         self.cpu.set_gpr(ESP, STACK)
         self.cpu.set_segment(CS, Segment(selector, selector << 4, 0xFFFF, 0x9B00))
         self.cpu.set_eip(offset)
@@ -98,6 +98,7 @@ class Desk:
     def carry(self) -> bool:
         """Whether the caller will see a failure."""
         assert 0x202 == self.flags & ~(FLAG_CF | FLAG_ZF)
+        assert b"\0\0" == self.memory.read(STACK + 6, 2)
         return bool(self.flags & FLAG_CF)
 
     def __getattr__(self, name: str) -> int:

@@ -137,6 +137,24 @@ def test_an_initrd_on_the_kernel_is_refused(needed: int) -> None:
         boot(bzimage(initial_size=needed), initrd=initrd + bytes(0x1_0001))
 
 
+def test_a_kernel_may_fill_memory_to_its_end() -> None:
+    """With what it needs to unpack itself, not a byte more."""
+    boot(bzimage(initial_size=0x30_0000))
+    with pytest.raises(UserError, match="Start with more --memory"):
+        boot(bzimage(initial_size=0x30_0001))
+
+
+@pytest.mark.parametrize(("version", "missing", "whole"), [(0x0204, 15, True), (0x0204, 16, False), (0x0203, 64, True)])
+def test_the_length_of_the_kernel_is_checked(version: int, missing: int, whole: bool) -> None:
+    """It is counted in paragraphs of 16 bytes, the last of which may be cut; protocol 2.04 made the field wide."""
+    image = bzimage(version=version, payload=bytes(0x1000))[:-missing]
+    if whole:
+        boot(image)
+    else:
+        with pytest.raises(UserError, match="is truncated: 4080 of 4096 bytes"):
+            boot(image)
+
+
 def test_init_size_counts_since_protocol_2_10() -> None:
     """Before, that field was something else."""
     boot(bzimage(version=0x0209, initial_size=0x7000_0000))

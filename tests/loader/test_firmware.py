@@ -75,6 +75,7 @@ def test_the_bios_data_area(memory: GuestPhysicalMemory) -> None:
     )
     assert field(0x1A) == field(0x1C) == field(0x80) == 0x1E
     assert (3, 80, 24, 16, at.VGA_CRTC) == (field(0x49, 1), field(0x4A), field(0x84, 1), field(0x85), field(0x63))
+    assert (0x0607, 0x1E, 0x3E) == (field(0x60), field(0x80), field(0x82))
     assert 1 == memory.read(at.EBDA_BASE, 1)[0]
 
 
@@ -155,6 +156,7 @@ def tables(memory: GuestPhysicalMemory) -> dict[str, bytes]:
     contents["DSDT"] = table(int.from_bytes(description[40:44], "little"))
     assert [addresses["FACS"], addresses["DSDT"]] == list(struct.unpack_from("<QQ", description, 132))
     assert 0 == addresses["FACS"] % 64
+    assert all(address % 16 == 0 for address in addresses.values())
     ends = sorted((address, address + len(contents[name])) for name, address in addresses.items())
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
     return contents
@@ -176,6 +178,8 @@ def test_the_fixed_description_names_the_boards_ports(memory: GuestPhysicalMemor
     assert (1, 32, 0, 2, ports[0]) == struct.unpack_from("<BBBBQ", table, 148)
     assert (1, 16, 0, 2, ports[1]) == struct.unpack_from("<BBBBQ", table, 172)
     assert (1, 32, 0, 3, ports[2]) == struct.unpack_from("<BBBBQ", table, 208)
+    assert (0x32, 0b11) == (table[108], int.from_bytes(table[109:111], "little"))
+    assert 0b101_0010_0101 == int.from_bytes(table[112:116], "little")
     assert (1, 8, 0, 1, at.RESET_CONTROL, 6) == struct.unpack_from("<BBBBQB", table, 116)
 
 

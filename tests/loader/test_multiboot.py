@@ -103,6 +103,13 @@ def test_a_module_that_does_not_fit_is_named() -> None:
         boot(kernel_elf(), modules=(("big", bytes(3 << 20)),))
 
 
+def test_a_module_may_fill_memory_to_its_end() -> None:
+    """The last byte is RAM, too."""
+    boot(kernel_elf(), modules=(("large", bytes((4 << 20) - 0x10_2000)),))
+    with pytest.raises(UserError, match="Module large does not fit"):
+        boot(kernel_elf(), modules=(("large", bytes((4 << 20) - 0x10_2000 + 1)),))
+
+
 def test_64_modules_are_enough() -> None:
     """Their rows have a page of their own; more are refused."""
     memory = ram()
@@ -131,6 +138,17 @@ def test_an_elf_is_placed_at_its_physical_addresses() -> None:
     assert b"\xaa" + bytes(range(16, 24)) + b"\xaa" == memory.read(0x1F_FFFF, 10)
 
 
+def test_only_what_is_to_be_loaded_is_loaded() -> None:
+    """Notes, stack hints and empty segments say nothing about memory."""
+    memory = ram()
+    image = bytearray(elf((0x1000, 0x10_0000, 0x10_0000, 16, 16), *[(0x1000, 0x20_0000, 0x20_0000, 16, 16)] * 3))
+    for row, kind in ((1, 4), (2, 0x6474E551)):
+        struct.pack_into("<I", image, 52 + 32 * row, kind)
+    struct.pack_into("<II", image, 52 + 32 * 3 + 16, 0, 0)
+    boot(bytes(image), memory=memory)
+    assert (bytes(range(16)), bytes(16)) == (memory.read(0x10_0000, 16), memory.read(0x20_0000, 16))
+
+
 @pytest.mark.parametrize(
     ("virtual", "physical", "entry", "expected"),
     [
@@ -155,6 +173,32 @@ def test_addresses_in_the_header_need_no_elf() -> None:
     cpu = boot(image, memory=memory)
     assert 0x10_0028 == cpu.eip()
     assert image[4 : 4 + 0x30] + bytes(16) + b"\xaa" == memory.read(0x10_0000, 0x41)
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        (0x10_0000, 0x10_0001, 0, 0),
+        (0x10_0001, 0x10_0000, 0, 0),
+        (0x10_0000, 0x10_0000, 0x0F_FFFF, 0),
+        (0x10_0000, 0x10_0000, 0x10_0101, 0),
+        (0x10_0000, 0, 0, 0),
+    ],
+    ids=["loaded behind the header", "begins before the file", "ends before it begins", "ends behind the file", "far"],
+)
+def test_addresses_that_contradict_the_file(addresses: tuple[int, int, int, int]) -> None:
+    """Each is refused."""
+    image = multiboot_header(0x1_0000, *addresses, 0x10_0020).ljust(0x100, b"x")
+    with pytest.raises(UserError, match="inconsistent multiboot addresses"):
+        boot(image)
+
+
+def test_a_file_may_be_nothing_but_its_header() -> None:
+    """And modules follow its bss."""
+    memory = ram()
+    image = multiboot_header(0x1_0000, 0x10_0000, 0x10_0000, 0x10_0020, 0x10_1001, 0x10_0000)
+    told = information(memory, boot(image, memory=memory, initrd=b"I"))
+    assert [(0x10_2000, 0x10_2001, "initrd")] == told.modules
 
 
 def test_addresses_of_zero_mean_the_whole_file_and_no_bss() -> None:

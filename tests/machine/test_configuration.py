@@ -225,6 +225,13 @@ def make_long(folder: Path) -> Path:
     return folder / "long.toml"
 
 
+def test_a_configuration_file_of_exactly_1_mib(tmp_path: Path) -> None:
+    """Is read."""
+    path = tmp_path / "long.toml"
+    path.write_bytes(b"image = 'kernel.elf' ".ljust((1 << 20) - 1, b" ") + b"\n")
+    assert "kernel.elf" == from_file(path).image
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -295,6 +302,7 @@ def test_what_is_refused(fields: dict[str, Any], words: str) -> None:
 )
 def test_the_edges_are_allowed(fields: dict[str, Any]) -> None:
     """The last value of each kind that is possible."""
+    assert (1 << 20, 3 << 30) == (MINIMUM_MEMORY, MAXIMUM_MEMORY)
     configuration = MachineConfiguration(image="kernel.elf", **fields)
     assert fields == {name: getattr(configuration, name) for name in fields}
 
