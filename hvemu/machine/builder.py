@@ -1,7 +1,9 @@
 """Build a machine from its configuration: read this top to bottom to see how everything hangs together."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from hvemu.cpu.cpuid import CpuId
 from hvemu.cpu.msr import ModelSpecificRegisters
@@ -19,6 +21,7 @@ from hvemu.machine.configuration import MachineConfiguration
 from hvemu.machine.machine import Machine
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.machine_memory import MachineMemory
+from hvemu.modes.direct_execution import DirectExecution, Services
 from hvemu.modes.native import NativeMode
 from hvemu.trace.events import DeviceSpoke, Exited
 from hvemu.trace.ledger import Ledger
@@ -26,6 +29,10 @@ from hvemu.trace.tracer import Tracer
 from hvemu.vocabulary.errors import ExitStatus
 from hvemu.vocabulary.exits import ExitKind, Io, Mmio
 from hvemu.vocabulary.outcomes import POWERED_OFF, RETIRED, Outcome, Retire, Stop
+
+VMM_MEMORY: Final = 8 << 20
+"""Machine memory below the guest's, for the hypervisor's own pages."""
+_TECHNIQUES: Final[dict[str, Callable[[Services], DirectExecution]]] = {"native": NativeMode}
 
 
 def read_images(configuration: MachineConfiguration) -> tuple[BootRequest, str]:
@@ -57,7 +64,7 @@ def build(
     ledger = Ledger()
 
     # The physical machine: memory and CPU
-    memory = GuestPhysicalMemory(MachineMemory(configuration.memory))
+    memory = GuestPhysicalMemory(MachineMemory(VMM_MEMORY + configuration.memory), VMM_MEMORY)
     vcpu = Vcpu(configuration.cpu)
     cpuid = CpuId(read_cpuid_leaves(vcpu), without=frozenset(configuration.cpu_without))
     clock = HostClock() if configuration.clock == "host" else VirtualClock()
@@ -127,18 +134,20 @@ def build(
     dispatcher.register(ExitKind.MMIO_WRITE, mmio_write)
 
     # The technique
-    mode = NativeMode(
-        vcpu,
-        memory,
-        dispatcher,
-        ledger,
-        tracer,
-        cpuid,
-        msrs,
-        board.interrupt,
-        count_instructions=configuration.count_instructions,
-        tsc_scale=NANOSECONDS_PER_BYTE,
-        host_time=clock.host_position if isinstance(clock, HostClock) else None,
+    mode = _TECHNIQUES[configuration.mode](
+        Services(
+            vcpu,
+            memory,
+            dispatcher,
+            ledger,
+            tracer,
+            cpuid,
+            msrs,
+            board.interrupt,
+            count_instructions=configuration.count_instructions,
+            tsc_scale=NANOSECONDS_PER_BYTE,
+            host_time=clock.host_position if isinstance(clock, HostClock) else None,
+        )
     )
     clock.position = mode.position
     clock.shorten = mode.shorten

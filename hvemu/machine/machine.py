@@ -59,16 +59,19 @@ class Machine:
     """Called now and then with the guest at a boundary; feeds input."""
     wall_seconds: float = 0.0
     _idle_since: int = 0
+    _pausing: bool = False
     _stretch: int = 1_000_000
 
     def run(self, until: int = FAR_AWAY) -> Stop | None:
-        """Run to position ``until`` or to the end; returns why the guest ended, or None at the limit."""
+        """Run to position ``until`` or to the end; returns why the guest ended, or None at a limit or breakpoint."""
         if self.stop is not None:
             return self.stop
         mode, clock, interrupt = self.mode, self.clock, self.board.interrupt
         started = time.perf_counter()
+        self._pausing = False
+        mode.resume()
         try:
-            while self.stop is None and mode.position() < until:
+            while self.stop is None and mode.position() < until and not (mode.at_breakpoint or self._pausing):
                 if self.poll is not None:
                     self.poll()
                 clock.run_due()
@@ -115,7 +118,7 @@ class Machine:
 
     def _sleep(self, until: int) -> None:
         """After HLT: let time pass up to the next interrupt, or to ``until``."""
-        while self.stop is None and not self.board.nmi.pending and not self.board.reset_requested:
+        while not (self.stop is not None or self.board.nmi.pending or self.board.reset_requested or self._pausing):
             if self.board.interrupt.level and self.mode.can_interrupt():
                 return
             here = self.mode.position()
@@ -163,6 +166,25 @@ class Machine:
     def step(self) -> Stop | None:
         """Execute one guest instruction, or one iteration of a repeated one."""
         return self.run(self.mode.position() + 1)
+
+    def pause(self) -> None:
+        """Make the present ``run`` return at the next boundary; for callbacks and observers."""
+        self._pausing = True
+        self.mode.attend(urgent=True)
+
+    @property
+    def breakpoints(self) -> frozenset[int]:
+        """Linear addresses at which ``run`` returns None before the instruction there; ``at_breakpoint`` says so."""
+        return self.mode.breakpoints
+
+    @breakpoints.setter
+    def breakpoints(self, addresses: frozenset[int]) -> None:
+        self.mode.breakpoints = addresses
+
+    @property
+    def at_breakpoint(self) -> bool:
+        """Whether the last ``run`` ended before an instruction of ``breakpoints``."""
+        return self.mode.at_breakpoint
 
     def type_text(self, text: str) -> None:
         """Press keys on the guest's keyboard."""

@@ -1,8 +1,8 @@
 """Guest-physical memory: what devices, loaders and the VMM read and write.
 
 Reads outside RAM give ones, writes outside RAM are dropped, as on a bus that nobody answers. A write tells the
-listener, so that translated code of that frame is forgotten. The p2m of a VM is the identity over its RAM here;
-other modes put their own frames behind the same four methods.
+listener, so that translated code of that frame is forgotten. The p2m of a VM, which machine frame holds which
+guest-physical page, is one extent: it does not start at machine address 0, where the hypervisor keeps its own pages.
 """
 
 import struct
@@ -16,12 +16,15 @@ _U64 = struct.Struct("<Q")
 
 
 class GuestPhysicalMemory:
-    """RAM from guest-physical 0 to ``size``."""
+    """RAM from guest-physical 0 to ``size``; all of ``machine`` from machine address ``base`` on unless told."""
 
-    def __init__(self, machine: MachineMemory) -> None:
+    def __init__(self, machine: MachineMemory, base: int = 0, size: int | None = None) -> None:
         self.machine = machine
-        self.size = machine.size
-        self.view = machine.view
+        self.base = base
+        self.size = machine.size - base if size is None else size
+        self.view = machine.view[base : base + self.size]
+        self.host_address = machine.host_address + base
+        """Where RAM lies in this process; for the engine's memory map only."""
         self.code_frames: set[int] = set()
         """Frames the CPU has translated code from; a write to one must be told to the engine."""
         self.forget_code: Callable[[], None] = lambda: None
@@ -50,6 +53,10 @@ class GuestPhysicalMemory:
                     code.clear()
                     self.forget_code()
                     break
+
+    def machine_frame(self, frame: int) -> int:
+        """The p2m: the machine frame behind a guest frame, which must be RAM."""
+        return (self.base >> PAGE_SHIFT) + frame
 
     def clear(self) -> None:
         """All zeros, as after power-on."""

@@ -13,6 +13,10 @@ class ExecutionMode(Protocol):
     name: str
     halted: bool
     """HLT was executed and no interrupt has come since."""
+    breakpoints: frozenset[int]
+    """Linear addresses at which ``run`` returns before the instruction."""
+    at_breakpoint: bool
+    """Whether that is why ``run`` returned."""
 
     def enter(self, cpu: VirtualCpu) -> None:
         """Take over the guest in this state; ``enter(leave())`` changes nothing that the guest can see."""
@@ -26,6 +30,9 @@ class ExecutionMode(Protocol):
         Returns earlier with Halt or Stop, or with None when the machine should look again: an interrupt can be
         delivered, or an event has become due sooner.
         """
+
+    def resume(self) -> None:
+        """Somebody lets the guest go on: a breakpoint on the next instruction does not count."""
 
     def position(self) -> Position:
         """Guest code bytes retired; exact inside exit handlers too."""

@@ -126,7 +126,7 @@ class _Witness(GuestPhysicalMemory):
 
     def __init__(self, memory: GuestPhysicalMemory) -> None:
         self._memory = memory
-        self.machine, self.size, self.view = memory.machine, memory.size, memory.view
+        self.size, self.view = memory.size, memory.view
         self.words: dict[int, int] = {}
         self.frames: list[int] = []
         self.frame_at = 0

@@ -145,3 +145,52 @@ def test_the_power_button_raises_an_acpi_event():
     machine = build(guest_configuration(catalog()["hello"]))
     machine.press_power_button()
     assert 1 << 8 == machine.ports.read(0x600, 2) & 1 << 8
+
+
+def test_an_instruction_breakpoint_in_a_debug_register_fires_before_the_instruction(tmp_path):
+    """DR6 says which; RF holds it off, as the handler's IRET would set it; without an IDT it is a triple fault."""
+    # mov eax,BASE+18h / mov dr3,eax / mov eax,0C0h / mov dr7,eax / inc ebx ... inc ecx at BASE+18h
+    code = "b818001000 0f23d8 b8c0000000 0f23f8 43 43 43 43 43 43 43 43 41 e6f4 f4"
+    machine = flat(tmp_path, code)
+    stop = machine.run()
+    assert "triple fault: #DB" in stop.reason
+    cpu = machine.registers()
+    assert (BASE + 0x18, 8, 0) == (cpu.instruction_pointer, cpu.gprs[EBX], cpu.gprs[1])
+    assert 8 == cpu.debug[6] & 0xF
+    resumed = flat(tmp_path, code)
+    resumed.run(resumed.mode.position() + 0x17)
+    cpu = resumed.registers()
+    cpu.flags |= 1 << 16
+    resumed.mode.enter(cpu)
+    resumed.run()
+    assert (1, 0xC0 << 1 & 0xFF | 1) == (resumed.registers().gprs[1], resumed.stop.status)
+
+
+def test_a_breakpoint_stops_before_its_instruction_and_not_again_when_the_guest_goes_on(tmp_path):
+    """In the middle of a block and at its start; position and registers are those of the boundary."""
+    machine = flat(tmp_path, "43 43 43 ebfb e6f4")  # again: inc ebx, three times / jmp again
+    machine.breakpoints = frozenset({BASE + 1})
+    for turn in range(4):
+        assert None is machine.run(1000)
+        assert machine.at_breakpoint
+        assert (BASE + 1, 1 + 3 * turn) == (machine.registers().instruction_pointer, machine.registers().gprs[EBX])
+        assert 1 + 5 * turn == machine.mode.position()
+    machine.step()
+    assert (BASE + 2, False) == (machine.registers().instruction_pointer, machine.at_breakpoint)
+    machine.breakpoints = frozenset({BASE})
+    machine.run(1000)
+    assert (BASE, 20) == (machine.registers().instruction_pointer, machine.mode.position())
+    machine.breakpoints = frozenset()
+    machine.run(1000)
+    assert (1000, False) == (machine.mode.position(), machine.at_breakpoint)
+
+
+def test_pause_ends_the_run_at_a_boundary(tmp_path):
+    """A callback may ask for it; the next run goes on."""
+    machine = flat(tmp_path, "43 ebfd")
+    machine.poll = lambda: machine.pause() if machine.mode.position() else None
+    assert None is machine.run()
+    here = machine.mode.position()
+    machine.poll = None
+    assert None is machine.run(here + 30)
+    assert here + 30 == machine.mode.position()
