@@ -19,6 +19,7 @@ commands:
   explain KIND    what an exit or an assist is, who causes it, where it is handled
   doctor          what the engine supports here, probe by probe
   bench           measure exits and compute against the bare engine, as ratios
+  lab NAME        experiments that compare modes; without a name, a list of them
   guests          rebuild the guest images (needs pip install 'hvemu[build]')
 
 'hvemu COMMAND --help' says more. 'hvemu --version' prints the version.
@@ -61,6 +62,12 @@ def _bench(arguments: list[str]) -> int:
     return bench(arguments)
 
 
+def _lab(arguments: list[str]) -> int:
+    from hvemu.cli.lab import main as lab
+
+    return lab(arguments)
+
+
 def _guests(arguments: list[str]) -> int:
     if arguments[:1] in (["--help"], ["-h"]):
         print("usage: hvemu guests\n\nRebuilds every guest image. Needs the extra: pip install 'hvemu[build]'.")
@@ -80,6 +87,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "explain": _explain,
     "doctor": _doctor,
     "bench": _bench,
+    "lab": _lab,
     "guests": _guests,
 }
 

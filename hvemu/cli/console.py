@@ -150,7 +150,8 @@ class FileConsole(Console):
         try:
             self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
         except (OSError, ValueError) as error:
-            raise UserError(f"Cannot write '{path}': {error}", "Give --serial another file.") from None
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"Cannot write '{path}': {why}", "Give --serial a file in a folder that exists.") from None
 
     def write(self, data: bytes) -> None:
         """Append the bytes; raises UserError when there is no room for them."""
@@ -175,7 +176,8 @@ class TcpConsole(Console):
             self._listener.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             self._listener.close()
-            raise UserError(f"Cannot listen on port {port}: {error}", "Give --serial tcp:PORT a free port.") from None
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"Cannot listen on port {port}: {why}", "Give --serial tcp:PORT a free port.") from None
         self._listener.listen(1)
         self.port = self._listener.getsockname()[1]
         self.announcement = f"serial line on 127.0.0.1:{self.port}"

@@ -98,40 +98,24 @@ class Monitor:
         self._say(f"next: {decode(code, bits, cpu.instruction_pointer) or 'undecodable ' + code[:4].hex(' ')}")
 
     def _memory(self) -> None:
-        """Mapped linear ranges with their rights, one line a run."""
-        from hvemu.memory.walk import walk
+        """Mapped linear ranges with their rights, one a line."""
+        from hvemu.cli.page_ranges import mapped_ranges
 
         machine = self._machine
         paging = machine.registers().paging()
         if not paging.enabled:
             self._say(f"paging is off; RAM is 00000000-{machine.memory.size - 1:08x}")
             return
-        run: list[int] = []
-        rights = ""
-
-        def show() -> None:
-            if run:
-                self._say(f"{run[0]:08x}-{run[-1] + 0xFFF:08x} {rights}")
-
-        for page in range(0, 1 << 32, 0x1000):
-            if isinstance(walk(machine.memory, paging, page, mark=False), int):
-                user = isinstance(walk(machine.memory, paging, page, user=True, mark=False), int)
-                write = isinstance(walk(machine.memory, paging, page, write=True, user=user, mark=False), int)
-                found = f"{'u' if user else '-'}r{'w' if write else '-'}"
-            else:
-                found = ""
-            if found != rights or not found:
-                show()
-                run, rights = [], found
-            if found:
-                run = [run[0] if run else page, page]
-        show()
+        for first, last, rights in mapped_ranges(machine.memory, paging):
+            self._say(f"{first:08x}-{last:08x} {rights}")
 
     def _interrupts(self) -> None:
         board = self._machine.board
         for name, chip in (("8259 master", board.pic.master), ("8259 slave", board.pic.slave)):
-            fields = chip.state().fields
-            self._say(f"{name}: " + "  ".join(f"{key}={value}" for key, value in fields.items()))
+            self._say(
+                f"{name}: IRR={chip.requests():02x}  ISR={chip.in_service:02x}  IMR={chip.interrupt_mask:02x}"
+                f"  ELCR={chip.edge_level_control:02x}  vectors {chip.vector_base:02x}-{chip.vector_base + 7:02x}"
+            )
         self._say(f"local APIC asks for an interrupt: {'yes' if board.interrupt.level else 'no'}")
         counts = self._machine.ledger.as_dict()["assists_by_detail"].get("external_interrupt", {})
         for vector, count in counts.items():

@@ -5,6 +5,7 @@ An option of QEMU's that hvemu lacks is refused by name, never ignored.
 
 import argparse
 import calendar
+import re
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,12 +22,23 @@ from hvemu.vocabulary.errors import UserError
 
 _QEMU_LACKING = frozenset(
     "accel audio audiodev bios blockdev boot cdrom chardev d D daemonize debugcon device drive dtb enable-kvm "
-    "fda fdb fsdev full-screen fw_cfg g gdb hda hdb hdc hdd incoming k L loadvm machine M mem-path mon monitor "
+    "fda fdb fsdev full-screen fw_cfg g hda hdb hdc hdd incoming k L loadvm machine M mem-path mon monitor "
     "msg name net netdev nic numa object only-migratable option-rom parallel pflash pidfile plugin preconfig qmp "
-    "readconfig runas s sandbox sd semihosting seed set smbios snapshot spice tpmdev trace usb usbdevice uuid "
+    "readconfig runas sandbox sd semihosting seed set smbios snapshot spice tpmdev trace usb usbdevice uuid "
     "vga virtfs vnc watchdog".split()
 )
 """Options of qemu-system-i386 that hvemu does not have (yet)."""
+_INSTEAD = {
+    "d D": "Use --trace FILE, which writes every exit and event.",
+    "mon monitor qmp": "Press Ctrl-A C for hvemu's monitor, or start in it with -S.",
+    "debugcon": "The debug console is built in at port 0xE9; leave the option out.",
+    "device": "Every device hvemu has is built in, isa-debug-exit at port 0xF4 too; leave the option out.",
+    "cdrom drive fda fdb hda hdb hdc hdd": "Give the disk image to boot as IMAGE.",
+    "accel enable-kvm": "Choose a technique with --mode.",
+    "net netdev nic": "There is no network yet; leave the option out.",
+    "vga vnc": "Use --display text, which shows the text screen on the terminal.",
+}
+"""What hvemu has in place of options it lacks."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
     add("-no-reboot", "--no-reboot", dest="reboot", action="store_false", help="a reset ends the run (the default)")
     add("--name", metavar="NAME", help="what the machine is called")
     add("--print-config", action="store_true", help="print the configuration as TOML and do not run")
-    add("-S", dest="paused", action="store_true", help="start in the monitor, before the first instruction")
+    add("-S", dest="paused", action="store_true", help="start in the monitor, or held for gdb if it is to connect")
+    add("-s", dest="gdb", action="store_const", const=("127.0.0.1", 1234), help="same as -gdb tcp::1234")
+    add("-gdb", dest="gdb", type=_gdb_address, metavar="DEVICE", help="tcp:[HOST]:PORT: let gdb connect; 127.0.0.1")
     add("-smp", "--smp", metavar="N", help="number of CPUs; only 1 so far")
     return result
 
@@ -133,7 +147,20 @@ def _refuse_lacking(arguments: list[str]) -> None:
         bare = argument.lstrip("-").split("=")[0]
         known = argument in ("--trace", "--name") or argument.startswith(("--trace=", "--name="))
         if argument.startswith("-") and bare in _QEMU_LACKING and not known:
-            raise UserError(f"QEMU's option -{bare} is not supported by hvemu", "See hvemu run --help for what is.")
+            advice = (text for options, text in _INSTEAD.items() if bare in options.split())
+            raise UserError(
+                f"QEMU's option -{bare} is not supported by hvemu", next(advice, "See hvemu run --help for what is.")
+            )
+
+
+def _gdb_address(text: str) -> tuple[str, int] | None:
+    """Host and port of QEMU's tcp:[HOST]:PORT[,OPTION...]; its options are about waiting, which -S decides here."""
+    if text == "none":
+        return None
+    match = re.fullmatch(r"tcp:([^:]*):(\d{1,5})(,.*)?", text, re.ASCII)
+    if match is None or int(match[2]) > 65535:
+        raise UserError(f"gdb cannot connect to '{text}'", "Write it as -gdb tcp::1234 or -gdb tcp:127.0.0.1:1234.")
+    return match[1] or "127.0.0.1", int(match[2])
 
 
 def _cpu(text: str) -> tuple[str, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from hvemu.machine.board import Backends
 from hvemu.machine.builder import build
 from hvemu.machine.configuration import MachineConfiguration, to_toml
 from hvemu.machine.machine import Machine
+from hvemu.observers.gdb_stub import GdbStub
 from hvemu.trace.tracer import JsonLines, Tracer
 from hvemu.vocabulary.errors import ExitStatus, UserError
 from hvemu.vocabulary.outcomes import Stop
@@ -44,7 +45,10 @@ def main(arguments: list[str]) -> int:
         console.receive = _keyboard(machine) if on_screen else machine.send_serial
         if console.announcement:
             print(console.announcement, file=sys.stderr, flush=True)
-        _run(machine, configuration, console, options.timeout, options.max_instructions, options.paused)
+        stub = _gdb_stub(machine, options.gdb, options.paused)
+        if stub is not None:
+            stack.callback(stub.close)
+        _run(machine, configuration, console, stub, options.timeout, options.max_instructions, options.paused)
         stop = machine.stop
         if options.ledger:
             _write_ledger(options.ledger, machine)
@@ -72,6 +76,17 @@ def _keyboard(machine: Machine) -> Callable[[bytes], None]:
                 machine.type_text(character)
 
     return press
+
+
+def _gdb_stub(machine: Machine, address: tuple[str, int] | None, holding: bool) -> GdbStub | None:
+    """The open port for gdb, announced; None without -s and -gdb."""
+    if address is None:
+        return None
+    if machine.configuration.clock == "host":
+        raise UserError("gdb cannot step a guest that follows the host's clock", "Leave out --clock host.")
+    stub = GdbStub(machine, *address, holding=holding)
+    print(stub.announcement, file=sys.stderr, flush=True)
+    return stub
 
 
 def _check_writable(path: str | None) -> None:
@@ -122,6 +137,7 @@ def _run(
     machine: Machine,
     configuration: MachineConfiguration,
     console: Console,
+    stub: GdbStub | None,
     timeout: float | None,
     max_instructions: int | None,
     paused: bool,
@@ -129,7 +145,7 @@ def _run(
     from hvemu.cli.monitor import Monitor
 
     ending = Ending(machine, timeout)
-    wants_monitor = paused
+    wants_monitor = paused and stub is None
     screen_due = 0.0
 
     def open_monitor() -> None:
@@ -144,6 +160,8 @@ def _run(
         nonlocal wants_monitor, screen_due
         if not wants_monitor:  # with -S what stands on standard input is for the monitor first
             console.poll()
+        if stub is not None:
+            stub.poll()
         now = time.monotonic()
         if configuration.display == "text" and now >= screen_due and sys.stdout.isatty():
             screen_due = now + _REFRESH
@@ -171,7 +189,10 @@ def _run(
     with raw, ending:
         try:
             while machine.stop is None:
-                machine.run()
+                if stub is not None:
+                    stub.advance()
+                else:
+                    machine.run()
         except KeyboardInterrupt:
             machine.stop = Stop(ExitStatus.INTERRUPTED, f"interrupted; {machine.where()}")
 

@@ -39,6 +39,75 @@ def boundaries(code: bytes, bits: int) -> list[tuple[int, str, str]]:
     return [(at, mnemonic, operands) for at, _, mnemonic, operands in _capstone(bits).disasm_lite(code, 0)]
 
 
+class Operand(NamedTuple):
+    """One operand. ``register`` is a name for kind "reg"; base and scaled (the index) are names too, or empty."""
+
+    kind: str
+    size: int
+    register: str = ""
+    value: int = 0
+    segment: str = ""
+    base: str = ""
+    scaled: str = ""
+    scale: int = 1
+
+
+class Detailed(NamedTuple):
+    """An instruction for emulation: ``operand_size`` and ``address_size`` in bytes, prefixes applied."""
+
+    code: bytes
+    mnemonic: str
+    operands: tuple[Operand, ...]
+    operand_size: int
+    address_size: int
+    repeated: bool
+
+
+@lru_cache(maxsize=65536)
+def decode_operands(code: bytes, bits: int) -> Detailed | None:
+    """The first instruction of ``code`` with its operands, or None for rubbish. A displacement is in ``value``."""
+    import capstone
+    from capstone import x86
+
+    engine = _detailed(bits)
+    for found in engine.disasm(code, 0, 1):
+        operands = []
+        for operand in found.operands:
+            name = found.reg_name
+            if operand.type == x86.X86_OP_REG:
+                operands.append(Operand("reg", operand.size, name(operand.reg)))
+            elif operand.type == x86.X86_OP_IMM:
+                operands.append(Operand("imm", operand.size, value=operand.imm))
+            else:
+                mem = operand.mem
+                operands.append(
+                    Operand(
+                        "mem",
+                        operand.size,
+                        value=mem.disp,
+                        segment=name(mem.segment) or "",
+                        base=name(mem.base) or "",
+                        scaled=name(mem.index) or "",
+                        scale=mem.scale,
+                    )
+                )
+        prefixes = bytes(found.prefix)
+        wide = (bits == 32) != (prefixes[2] == 0x66)
+        mnemonic = found.mnemonic.split()[-1]
+        repeated = prefixes[0] in (capstone.x86.X86_PREFIX_REP, capstone.x86.X86_PREFIX_REPNE)
+        return Detailed(bytes(found.bytes), mnemonic, tuple(operands), 4 if wide else 2, found.addr_size, repeated)
+    return None
+
+
+@lru_cache(maxsize=4)
+def _detailed(bits: int) -> Any:
+    import capstone
+
+    engine = capstone.Cs(capstone.CS_ARCH_X86, {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32}[bits])
+    engine.detail = True
+    return engine
+
+
 def describe(code: bytes, bits: int, address: int) -> str:
     """Text for a sentence: the instruction, or its bytes when it is rubbish."""
     found = decode(code, bits, address)

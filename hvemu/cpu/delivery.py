@@ -85,7 +85,9 @@ class Unsupported(NamedTuple):
     reason: str
 
 
-class _Fault(Exception):
+class DeliveryFault(Exception):
+    """A check failed while an event or a call through a gate went inward; ``event`` is the fault."""
+
     def __init__(self, vector: int, error_code: int) -> None:
         self.event = Event(vector, error_code)
 
@@ -107,7 +109,7 @@ def deliver(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> TripleFa
             else:
                 _through_ivt(cpu, memory, paging, event)
             return Escalated(tuple(history)) if len(history) > 1 else None
-        except _Fault as fault:
+        except DeliveryFault as fault:
             second = fault.event
         except LinearFault as fault:
             second = Event(PAGE_FAULT, fault.fault.error_code, address=fault.fault.address)
@@ -142,7 +144,7 @@ def _combine(first: Event, second: Event) -> Event:
 def _through_ivt(cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegisters, event: Event) -> None:
     tables = cpu.system_tables()
     if event.vector * 4 + 3 > tables.idt_limit:
-        raise _Fault(GENERAL_PROTECTION, 0)
+        raise DeliveryFault(GENERAL_PROTECTION, 0)
     entry = struct.unpack("<HH", read_linear(memory, paging, tables.idt_base + event.vector * 4, 4))
     flags = cpu.eflags()
     stack = cpu.segment(SS)
@@ -163,7 +165,7 @@ def _through_gate(cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegis
     gdt_base, gdt_limit, idt_base, idt_limit = tables[:4]
     external = 0 if software else 1
     if vector * 8 + 7 > idt_limit:
-        raise _Fault(GENERAL_PROTECTION, vector * 8 + 2 + external)
+        raise DeliveryFault(GENERAL_PROTECTION, vector * 8 + 2 + external)
     gate = read_linear_u64(memory, paging, idt_base + vector * 8)
     cpl = cpu.cpl()
     selector = _gate_selector(gate, vector, cpl, software)
@@ -179,7 +181,7 @@ def _through_gate(cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegis
     if error_code is not None:
         values.insert(0, error_code)
     if flags & FLAG_VM and new_cpl:
-        raise _Fault(GENERAL_PROTECTION, (selector & 0xFFFC) + external)
+        raise DeliveryFault(GENERAL_PROTECTION, (selector & 0xFFFC) + external)
     if new_cpl < cpl:
         stack, stack_pointer = _inner_stack(cpu, memory, paging, tables, new_cpl, external)
         values += (esp, old_stack.selector)
@@ -225,16 +227,16 @@ def _gate_selector(gate: int, vector: int, cpl: int, software: bool) -> int:
     error = vector * 8 + (2 if software else 3)
     gate_type = (gate >> 40) & 0x1F
     if gate_type not in _GATES:
-        raise _Fault(GENERAL_PROTECTION, error)
+        raise DeliveryFault(GENERAL_PROTECTION, error)
     if software and (gate >> 45) & 3 < cpl:
-        raise _Fault(GENERAL_PROTECTION, error)
+        raise DeliveryFault(GENERAL_PROTECTION, error)
     if not (gate >> 47) & 1:
-        raise _Fault(NOT_PRESENT, error)
+        raise DeliveryFault(NOT_PRESENT, error)
     if gate_type == _TASK_GATE:
         raise _TaskGate
     selector = (gate >> 16) & 0xFFFF
     if not selector & 0xFFFC:
-        raise _Fault(GENERAL_PROTECTION, 0 if software else 1)
+        raise DeliveryFault(GENERAL_PROTECTION, 0 if software else 1)
     return selector
 
 
@@ -246,9 +248,9 @@ def _gate_target(gate: int, descriptor: int, cpl: int, external: int) -> tuple[S
     attributes = code.attributes
     dpl = (attributes >> ATTRIBUTE_DPL_SHIFT) & 3
     if attributes & _CODE != _CODE or dpl > cpl:
-        raise _Fault(GENERAL_PROTECTION, (selector & 0xFFFC) + external)
+        raise DeliveryFault(GENERAL_PROTECTION, (selector & 0xFFFC) + external)
     if not attributes & ATTRIBUTE_PRESENT:
-        raise _Fault(NOT_PRESENT, (selector & 0xFFFC) + external)
+        raise DeliveryFault(NOT_PRESENT, (selector & 0xFFFC) + external)
     new_cpl = cpl if attributes & ATTRIBUTE_CONFORMING else dpl
     gate_type = (gate >> 40) & 0xF
     wide = gate_type >= 14
@@ -284,8 +286,13 @@ def _descriptor(
         base, limit = tables.gdt_base, tables.gdt_limit
     offset = selector & 0xFFF8
     if offset + 7 > limit:
-        raise _Fault(vector, (selector & 0xFFFC) + external)
+        raise DeliveryFault(vector, (selector & 0xFFFC) + external)
     return read_linear_u64(memory, paging, base + offset)
+
+
+def inner_stack(cpu: CpuPort, memory: GuestPhysicalMemory, ring: int) -> tuple[Segment, int]:
+    """SS and ESP that the TSS holds for ``ring``, for a call through a gate; raises DeliveryFault or LinearFault."""
+    return _inner_stack(cpu, memory, cpu.paging(), cpu.system_tables(), ring, 0)
 
 
 def _inner_stack(
@@ -301,7 +308,7 @@ def _inner_stack(
     if tables.task_attributes & 0x800:  # 32-bit TSS
         offset = 4 + ring * 8
         if offset + 5 > tables.task_limit:
-            raise _Fault(INVALID_TSS, tss_error)
+            raise DeliveryFault(INVALID_TSS, tss_error)
         at = tables.task_base + offset
         if at & 0xFFF > 0xFF8:  # two bytes more than the CPU reads could lie on a page that is not there
             raw = int.from_bytes(read_linear(memory, paging, at, 6), "little")
@@ -311,10 +318,10 @@ def _inner_stack(
     else:
         offset = 2 + ring * 4
         if offset + 3 > tables.task_limit:
-            raise _Fault(INVALID_TSS, tss_error)
+            raise DeliveryFault(INVALID_TSS, tss_error)
         pointer, selector = struct.unpack("<HH", read_linear(memory, paging, tables.task_base + offset, 4))
     if not selector & 0xFFFC:
-        raise _Fault(INVALID_TSS, external)
+        raise DeliveryFault(INVALID_TSS, external)
     descriptor = _descriptor(cpu, memory, paging, tables, selector, INVALID_TSS, external)
     return _inner_segment(selector, descriptor, ring, external), pointer
 
@@ -330,7 +337,7 @@ def _inner_segment(selector: int, descriptor: int, ring: int, external: int) -> 
         or (attributes >> ATTRIBUTE_DPL_SHIFT) & 3 != ring
         or attributes & (ATTRIBUTE_S | ATTRIBUTE_CODE | ATTRIBUTE_WRITABLE) != ATTRIBUTE_S | ATTRIBUTE_WRITABLE
     ):
-        raise _Fault(INVALID_TSS, error)
+        raise DeliveryFault(INVALID_TSS, error)
     if not attributes & ATTRIBUTE_PRESENT:
-        raise _Fault(STACK_FAULT, error)
+        raise DeliveryFault(STACK_FAULT, error)
     return stack

@@ -87,6 +87,13 @@ def segment_from_descriptor(selector: int, descriptor: int) -> Segment:
     return Segment(selector, base, limit, high & ATTRIBUTE_MASK)
 
 
+def accessed(segment: Segment) -> Segment:
+    """The segment with its accessed bit set, as in every loaded one; the engine caches what was there before."""
+    if segment.attributes & (ATTRIBUTE_S | ATTRIBUTE_ACCESSED) != ATTRIBUTE_S:
+        return segment
+    return segment._replace(attributes=segment.attributes | ATTRIBUTE_ACCESSED)
+
+
 class CpuPort(Protocol):
     """The live registers of a virtual CPU, as event delivery reads and writes them."""
 

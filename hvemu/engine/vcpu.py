@@ -306,14 +306,16 @@ class Vcpu:
         """Drop every cached address translation."""
         self._uc.ctl(binding.constants.UC_CTL_TLB_FLUSH, binding.constants.UC_CTL_IO_WRITE)
 
-    def clear_exception(self) -> None:
-        """The exception just reported has been dealt with; without this the next one would be a double fault.
-
-        Ends the interrupt shadow too, because an event was delivered in place of the next instruction.
-        """
+    def forget_exception(self) -> None:
+        """The exception just reported has been dealt with; without this the next one would be a double fault."""
         words = self.words
         words[layout.WORD_OLD_EXCEPTION] = 0xFFFF_FFFF
         words[layout.WORD_IS_SOFTWARE] = 0
+
+    def clear_exception(self) -> None:
+        """Forget the exception, and end the interrupt shadow, because an event took the next instruction's place."""
+        self.forget_exception()
+        words = self.words
         if words[layout.WORD_HFLAGS] & _HF_INHIBIT_IRQ:
             words[layout.WORD_HFLAGS] &= ~_HF_INHIBIT_IRQ & 0xFFFF_FFFF
 
@@ -545,9 +547,11 @@ class Vcpu:
         image[0:2] = int(uc.reg_read(names.UC_X86_REG_FPCW)).to_bytes(2, "little")
         image[2:4] = int(uc.reg_read(names.UC_X86_REG_FPSW)).to_bytes(2, "little")
         image[4] = abridged
+        top = uc.reg_read(names.UC_X86_REG_FPSW) >> 11
         image[24:28] = int(uc.reg_read(names.UC_X86_REG_MXCSR)).to_bytes(4, "little")
         for index in range(8):
-            mantissa, exponent = uc.reg_read(names.UC_X86_REG_FP0 + index)
+            # The engine numbers the registers physically, the image from the top of the stack
+            mantissa, exponent = uc.reg_read(names.UC_X86_REG_FP0 + (index + top & 7))
             image[32 + 16 * index : 42 + 16 * index] = mantissa.to_bytes(8, "little") + exponent.to_bytes(2, "little")
             xmm = uc.reg_read(names.UC_X86_REG_XMM0 + index)
             image[160 + 16 * index : 176 + 16 * index] = xmm.to_bytes(16, "little")
@@ -568,8 +572,9 @@ class Vcpu:
         uc.reg_write(names.UC_X86_REG_FPSW, int.from_bytes(image[2:4], "little"))
         uc.reg_write(names.UC_X86_REG_FPTAG, tags)
         uc.reg_write(names.UC_X86_REG_MXCSR, int.from_bytes(image[24:28], "little"))
+        top = image[3] >> 3
         for index in range(8):
             at = 32 + 16 * index
             pair = (int.from_bytes(image[at : at + 8], "little"), int.from_bytes(image[at + 8 : at + 10], "little"))
-            uc.reg_write(names.UC_X86_REG_FP0 + index, pair)
+            uc.reg_write(names.UC_X86_REG_FP0 + (index + top & 7), pair)
             uc.reg_write(names.UC_X86_REG_XMM0 + index, int.from_bytes(image[at + 128 : at + 144], "little"))

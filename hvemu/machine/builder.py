@@ -23,6 +23,7 @@ from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.machine_memory import MachineMemory
 from hvemu.modes.direct_execution import DirectExecution, Services
 from hvemu.modes.native import NativeMode
+from hvemu.modes.trap import TrapMode
 from hvemu.trace.events import DeviceSpoke, Exited
 from hvemu.trace.ledger import Ledger
 from hvemu.trace.tracer import Tracer
@@ -32,7 +33,7 @@ from hvemu.vocabulary.outcomes import POWERED_OFF, RETIRED, Outcome, Retire, Sto
 
 VMM_MEMORY: Final = 8 << 20
 """Machine memory below the guest's, for the hypervisor's own pages."""
-_TECHNIQUES: Final[dict[str, Callable[[Services], DirectExecution]]] = {"native": NativeMode}
+_TECHNIQUES: Final[dict[str, Callable[[Services], DirectExecution]]] = {"native": NativeMode, "trap": TrapMode}
 
 
 def read_images(configuration: MachineConfiguration) -> tuple[BootRequest, str]:

@@ -17,7 +17,7 @@ MAXIMUM_MEMORY: Final = 3 << 30
 DEFAULT_RTC: Final = 946_684_800
 """2000-01-01 00:00:00 UTC, so that a run without ``--rtc`` is the same every day."""
 _DEFAULT_LOAD_ADDRESS: Final = 0x10_0000
-MODES: Final = ("native",)
+MODES: Final = ("native", "trap")
 CPU_MODELS: Final = (
     "conroe", "penryn", "nehalem", "westmere", "sandybridge", "core2duo", "pentium3",
     "opteron-g1", "opteron-g2", "opteron-g3", "phenom", "epyc", "qemu32",

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 
 from hvemu.memory.machine_memory import MachineMemory
-from hvemu.vocabulary.addresses import PAGE_SHIFT
+from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -28,6 +28,11 @@ class GuestPhysicalMemory:
         self.code_frames: set[int] = set()
         """Frames the CPU has translated code from; a write to one must be told to the engine."""
         self.forget_code: Callable[[], None] = lambda: None
+        self.watched_frames: set[int] = set()
+        """Frames whose writes by devices and the VMM ``on_watched_write`` must hear of, such as page tables."""
+        self.on_watched_write: Callable[[int, int, int], None] = lambda frame, offset, length: None
+        self.dirty_frames: set[int] | None = None
+        """Where to note what devices and the VMM write; None while nobody logs."""
 
     def read(self, address: int, length: int) -> bytes:
         """``length`` bytes; what lies outside RAM reads as ones."""
@@ -46,13 +51,18 @@ class GuestPhysicalMemory:
             if not data:
                 return
         self.view[address:end] = data
-        code = self.code_frames
-        if code:
+        code, watched, dirty = self.code_frames, self.watched_frames, self.dirty_frames
+        if code or watched or dirty is not None:
             for frame in range(address >> PAGE_SHIFT, ((end - 1) >> PAGE_SHIFT) + 1):
                 if frame in code:
                     code.clear()
                     self.forget_code()
-                    break
+                if dirty is not None:
+                    dirty.add(frame)
+                if frame in watched:
+                    start = max(address, frame << PAGE_SHIFT)
+                    stop = min(end, (frame + 1) << PAGE_SHIFT)
+                    self.on_watched_write(frame, start & (PAGE_SIZE - 1), stop - start)
 
     def machine_frame(self, frame: int) -> int:
         """The p2m: the machine frame behind a guest frame, which must be RAM."""
@@ -60,7 +70,7 @@ class GuestPhysicalMemory:
 
     def clear(self) -> None:
         """All zeros, as after power-on."""
-        self.machine.clear()
+        self.machine.clear(self.base, self.size)
 
     def read_u32(self, address: int) -> int:
         """A little-endian doubleword; ones outside RAM."""
@@ -81,3 +91,5 @@ class GuestPhysicalMemory:
         """Set bits of a doubleword in RAM; how the walker marks accessed and dirty."""
         if address + 4 <= self.size:
             _U32.pack_into(self.view, address, _U32.unpack_from(self.view, address)[0] | bits)
+            if self.dirty_frames is not None:
+                self.dirty_frames.add(address >> PAGE_SHIFT)

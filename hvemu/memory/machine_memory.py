@@ -23,6 +23,6 @@ class MachineMemory:
         self.host_address = ctypes.addressof(self._anchor)
         """Where the buffer lies in this process; for the engine's memory map only."""
 
-    def clear(self) -> None:
-        """Give every page back to the host; they read as zeros again."""
-        self._mapping.madvise(mmap.MADV_DONTNEED)
+    def clear(self, base: int = 0, size: int | None = None) -> None:
+        """Give whole pages back to the host, all of them unless told; they read as zeros again."""
+        self._mapping.madvise(mmap.MADV_DONTNEED, base, self.size - base if size is None else size)

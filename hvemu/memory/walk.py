@@ -30,6 +30,7 @@ PTE_ACCESSED = 1 << 5
 PTE_DIRTY = 1 << 6
 PTE_PAGE_SIZE = 1 << 7
 PTE_NX = 1 << 63
+_RIGHTS = PTE_WRITABLE | PTE_USER
 _PAE_RESERVED = 0x7FFF_FF00_0000_0000  # bits 52..62 and those above a 40-bit physical address
 _PAE_FRAME = 0x000F_FFFF_FFFF_F000
 
@@ -41,6 +42,20 @@ class PageFault(NamedTuple):
     error_code: int
 
 
+class Path(NamedTuple):
+    """What a successful walk went through. ``tables``: guest-physical addresses of the entries, the leaf's last."""
+
+    tables: tuple[int, ...]
+    directory: int
+    """The page-directory entry above a 4 KiB leaf; 0 for a large page."""
+    leaf: int
+    """The leaf entry, with the bits that this walk has set."""
+    rights: int
+    """PTE_WRITABLE and PTE_USER where every level grants them."""
+    no_execute: bool
+    large: bool
+
+
 def walk(
     memory: GuestPhysicalMemory,
     registers: PagingRegisters,
@@ -50,17 +65,18 @@ def walk(
     user: bool = False,
     fetch: bool = False,
     mark: bool = True,
+    path: list[Path] | None = None,
 ) -> int | PageFault:
     """Translate one linear address for one access.
 
     ``mark`` sets accessed and dirty bits as the CPU does; a debugger passes False. Returns the guest-physical address
-    of the byte, or the fault.
+    of the byte, or the fault. A ``path`` gets what the walk went through appended, when paging is on and it succeeds.
     """
     cr0 = registers.cr0
     if not cr0 & CR0_PG:
         return linear
     if registers.cr4 & CR4_PAE:
-        return _walk_pae(memory, registers, linear, write, user, fetch, mark)
+        return _walk_pae(memory, registers, linear, write, user, fetch, mark, path)
     pde_address = (registers.cr3 & 0xFFFFF000) + ((linear >> 20) & 0xFFC)
     pde = memory.read_u32(pde_address)
     if not pde & PTE_PRESENT:
@@ -90,6 +106,11 @@ def walk(
         wanted = PTE_ACCESSED | (PTE_DIRTY if write else 0)
         if leaf & wanted != wanted:
             memory.set_bits_u32(leaf_address, wanted)
+            leaf |= wanted
+    if path is not None:
+        large = leaf_address == pde_address
+        tables = (pde_address,) if large else (pde_address, leaf_address)
+        path.append(Path(tables, 0 if large else pde, leaf, rights & _RIGHTS, False, large))
     return physical
 
 
@@ -101,11 +122,13 @@ def _walk_pae(
     user: bool,
     fetch: bool,
     mark: bool,
+    path: list[Path] | None,
 ) -> int | PageFault:
     no_execute = bool(registers.efer & EFER_NXE)
     reserved = _PAE_RESERVED if no_execute else _PAE_RESERVED | PTE_NX
     show_fetch = fetch and no_execute
-    pdpte = memory.read_u64((registers.cr3 & 0xFFFFFFE0) + ((linear >> 27) & 0x18))
+    pdpte_address = (registers.cr3 & 0xFFFFFFE0) + ((linear >> 27) & 0x18)
+    pdpte = memory.read_u64(pdpte_address)
     if not pdpte & PTE_PRESENT:
         return PageFault(linear, _error(False, write, user, show_fetch))
     if pdpte & (reserved | PTE_NX):
@@ -142,6 +165,12 @@ def _walk_pae(
         wanted = PTE_ACCESSED | (PTE_DIRTY if write else 0)
         if leaf & wanted != wanted:
             memory.set_bits_u32(leaf_address, wanted)
+            leaf |= wanted
+    if path is not None:
+        large = leaf_address == pde_address
+        tables = (pdpte_address, pde_address) if large else (pdpte_address, pde_address, leaf_address)
+        denied = no_execute and bool(deny & PTE_NX)
+        path.append(Path(tables, 0 if large else pde, leaf, rights & _RIGHTS, denied, large))
     return physical
 
 

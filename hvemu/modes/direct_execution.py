@@ -46,7 +46,7 @@ from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE, Position
 from hvemu.vocabulary.errors import ExitStatus
 from hvemu.vocabulary.exits import AssistKind, ExitKind, Io, Mmio, vector_name
 from hvemu.vocabulary.outcomes import Halt, Outcome, Retire, Stop
-from hvemu.vocabulary.paging import CR0_PE, CR0_PG, CR4_PAE, CR4_TSD
+from hvemu.vocabulary.paging import CR0_PE, CR0_PG, CR4_PAE, CR4_TSD, ERROR_FETCH
 
 _POISON_CR3: Final = 0xFFFF_F000
 """Page tables nobody answers for: while abandoned, MMIO reads as zeros, which means not present."""
@@ -133,7 +133,7 @@ class DirectExecution(ABC):
         self._stopped = False  # the engine was stopped on purpose, in the middle of a stretch
         self._halting = False
         self._breakpoints: frozenset[int] = frozenset()
-        self._resumed_at = -1
+        self._resumed_at = (-1, 0)
         self.at_breakpoint = False
         self._nmi_blocked = False
         self.halted = False
@@ -548,10 +548,18 @@ class DirectExecution(ABC):
             if self._deliver(AssistKind.SOFTWARE_INTERRUPT, event):
                 self._clock.refund(length)
             return
-        self._settle_block()
-        if vector == DEBUG:
-            self._debug.single_stepped()
         code = vcpu.error_code() if vector in WITH_ERROR_CODE else None
+        self._settle_block(fetching=vector == PAGE_FAULT and bool(vcpu.error_code() & ERROR_FETCH))
+        if vector == DEBUG:
+            if self._stepped():
+                return
+        elif self._poker is None and self.position() >= self._until:
+            # A fault at the boundary where the run ends, because its block does not count its instruction: next time.
+            vcpu.forget_exception()
+            if self._counter:
+                self._counter.take_back()
+            self._stop_now()
+            return
         self._exception(Event(vector, code, address=vcpu.cr2() if vector == PAGE_FAULT else None))
 
     def _on_invalid(self) -> bool:
@@ -561,6 +569,11 @@ class DirectExecution(ABC):
         self._settle_block()
         self._exception(Event(INVALID_OPCODE))
         return self._end is None
+
+    def _stepped(self) -> bool:
+        """The trap flag made the CPU stop after an instruction; returns whether the guest is not to know."""
+        self._debug.single_stepped()
+        return False
 
     def _exception(self, event: Event) -> None:
         """The CPU raised an exception."""
@@ -572,12 +585,16 @@ class DirectExecution(ABC):
     def _deliver_event(self, event: Event) -> TripleFault | Unsupported | Escalated | None:
         """Take the guest to its handler."""
 
-    def _settle_block(self) -> None:
-        """Refund what the current block will not execute, and take back the slack of a shortened block."""
+    def _settle_block(self, *, fetching: bool = False) -> None:
+        """Refund what the current block will not execute, and take back the slack of a shortened block.
+
+        A fetch faults before its block is charged. There is no current block afterwards.
+        """
         clock = self._clock
-        if tail := self._tail():
+        if not fetching and (tail := self._tail()):
             clock.refund(tail)
         self._take_back_slack()
+        self._cells[SIZE] = 0
 
     def _take_back_slack(self) -> None:
         self._disturbed = True
@@ -588,14 +605,7 @@ class DirectExecution(ABC):
     def _deliver(self, kind: AssistKind, event: Event) -> bool:
         """Deliver through the IDT; a failure ends the guest with a sentence. Returns whether it escalated."""
         vcpu = self.vcpu
-        if kind is AssistKind.SOFTWARE_INTERRUPT:  # hashing an Enum is slow
-            self._software_interrupts[event[0]] += 1
-        elif kind is AssistKind.EXCEPTION:
-            self._exceptions[event[0]] += 1
-        else:
-            self._assists[kind][event[0]] += 1
-        if self._tracer.active:
-            self._tracer.publish(Assisted(self.position(), kind, vcpu.eip(), event.vector, event.error_code))
+        self._record(kind, event)
         eip = vcpu.eip()
         problem = self._deliver_event(event)
         vcpu.clear_exception()
@@ -616,6 +626,17 @@ class DirectExecution(ABC):
         if self._running:
             vcpu.stop()
         return True
+
+    def _record(self, kind: AssistKind, event: Event) -> None:
+        """Count and trace what is about to be delivered."""
+        if kind is AssistKind.SOFTWARE_INTERRUPT:  # hashing an Enum is slow
+            self._software_interrupts[event[0]] += 1
+        elif kind is AssistKind.EXCEPTION:
+            self._exceptions[event[0]] += 1
+        else:
+            self._assists[kind][event[0]] += 1
+        if self._tracer.active:
+            self._tracer.publish(Assisted(self.position(), kind, self.vcpu.eip(), event.vector, event.error_code))
 
     def _open_window(self) -> None:
         """An interrupt waits: be there when the guest next enables interrupts."""
@@ -758,7 +779,7 @@ class DirectExecution(ABC):
         if self._abandoned is not None:
             self.vcpu.stop()
             return
-        if linear in self._breakpoints and self.position() != self._resumed_at:
+        if linear in self._breakpoints and (self.position(), linear) != self._resumed_at:
             self.at_breakpoint = True
             self._stop_now()
             return
@@ -821,7 +842,7 @@ class DirectExecution(ABC):
     def resume(self) -> None:
         """A run begins: a breakpoint on the next instruction does not count."""
         self.at_breakpoint = False
-        self._resumed_at = self.position()
+        self._resumed_at = self.position(), self.vcpu.linear_eip()
 
     def _hook_addresses(self, addresses: frozenset[int]) -> None:
         fresh = [address for address in addresses if self._hook_site(address)]

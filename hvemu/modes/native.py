@@ -12,7 +12,7 @@ from hvemu.cpu.debug_registers import DebugRegisterFault
 from hvemu.cpu.decoder import Instruction
 from hvemu.cpu.delivery import GENERAL_PROTECTION, INVALID_OPCODE, Escalated, Event, TripleFault, Unsupported
 from hvemu.cpu.msr import EFER, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, MsrError
-from hvemu.cpu.state import EAX, ECX, EDX, VirtualCpu
+from hvemu.cpu.state import EAX, ECX, EDX, VirtualCpu, accessed
 from hvemu.engine import layout
 from hvemu.modes.delivery_plans import DeliveryPlans
 from hvemu.modes.direct_execution import DirectExecution, Services
@@ -76,7 +76,7 @@ class NativeMode(DirectExecution):
             gprs=[vcpu.gpr(index) for index in range(8)],
             instruction_pointer=vcpu.eip(),
             flags=vcpu.eflags(),
-            segments=[vcpu.segment(index) for index in range(6)],
+            segments=[accessed(vcpu.segment(index)) for index in range(6)],
             gdtr=vcpu.gdt(),
             idtr=vcpu.idt(),
             ldtr=vcpu.ldt_segment(),

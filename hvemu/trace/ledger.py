@@ -6,33 +6,50 @@
 from collections import defaultdict
 from typing import Any
 
-from hvemu.vocabulary.exits import AssistKind, ExitKind
+from hvemu.vocabulary.exits import MNEMONICS, AssistKind, ExitKind, PagingEvent
 
 Counter = defaultdict[int, int]
+Kind = ExitKind | AssistKind | PagingEvent
 _BY_VECTOR = frozenset(
-    {AssistKind.EXCEPTION, AssistKind.SOFTWARE_INTERRUPT, AssistKind.EXTERNAL_INTERRUPT, AssistKind.NMI}
+    {
+        AssistKind.EXCEPTION,
+        AssistKind.SOFTWARE_INTERRUPT,
+        AssistKind.EXTERNAL_INTERRUPT,
+        AssistKind.NMI,
+        ExitKind.REFLECTED_EXCEPTION,
+        ExitKind.REFLECTED_INTERRUPT,
+    }
 )
 
 
 class Ledger:
-    """Counts of exits and hardware assists by kind and by detail (port, vector, register)."""
+    """Counts of exits, hardware assists and paging events by kind and by detail (port, vector, register)."""
 
     def __init__(self) -> None:
-        self._counters: dict[ExitKind | AssistKind, Counter] = {}
+        self._counters: dict[Kind, Counter] = {}
 
-    def counter(self, kind: ExitKind | AssistKind) -> Counter:
+    def counter(self, kind: Kind) -> Counter:
         """The counts of one kind, detail -> count; the same object every time."""
         return self._counters.setdefault(kind, defaultdict(int))
 
-    def total(self, kind: ExitKind | AssistKind) -> int:
+    def total(self, kind: Kind) -> int:
         """How often a kind was counted."""
         return sum(self._counters.get(kind, {}).values())
 
     def as_dict(self) -> dict[str, Any]:
-        """``exits``, ``assists`` and both by detail, with names; kinds that never happened are left out."""
-        result: dict[str, Any] = {"exits": {}, "exits_by_detail": {}, "assists": {}, "assists_by_detail": {}}
+        """``exits``, ``assists`` and both by detail, with names, and ``paging``; what never happened is left out."""
+        result: dict[str, Any] = {
+            "exits": {},
+            "exits_by_detail": {},
+            "assists": {},
+            "assists_by_detail": {},
+            "paging": {},
+        }
         for kind, counts in self._counters.items():
             if not counts:
+                continue
+            if isinstance(kind, PagingEvent):
+                result["paging"][kind.value] = sum(counts.values())
                 continue
             group = "exits" if isinstance(kind, ExitKind) else "assists"
             result[group][kind.value] = sum(counts.values())
@@ -42,5 +59,7 @@ class Ledger:
         return {group: dict(sorted(values.items())) for group, values in result.items()}
 
 
-def _name(kind: ExitKind | AssistKind, detail: int) -> str:
+def _name(kind: Kind, detail: int) -> str:
+    if kind is ExitKind.PRIVILEGED:
+        return MNEMONICS[detail]
     return str(detail) if kind in _BY_VECTOR else f"{detail:#x}"

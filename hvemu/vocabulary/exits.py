@@ -20,6 +20,12 @@ class ExitKind(StrEnum):
     UNCLAIMED_IO = "unclaimed_io"
     UNCLAIMED_MMIO = "unclaimed_mmio"
     HLT = "hlt"
+    PRIVILEGED = "privileged"
+    REFLECTED_EXCEPTION = "reflected_exception"
+    REFLECTED_INTERRUPT = "reflected_interrupt"
+    TRUE_FAULT = "true_fault"
+    HIDDEN_FAULT = "hidden_fault"
+    TRACED_WRITE = "traced_write"
     TRIPLE_FAULT = "triple_fault"
     ENGINE_ERROR = "engine_error"
 
@@ -41,6 +47,17 @@ class AssistKind(StrEnum):
     IO_PERMISSION = "io_permission"
     TASK_REGISTER = "task_register"
     RANDOM = "random"
+
+
+class PagingEvent(StrEnum):
+    """What a paging technique did by itself: neither an exit nor an assist, but what its exits were for."""
+
+    FILL = "shadow_fill"
+    FLUSH = "shadow_flush"
+    EVICTION = "shadow_eviction"
+    UNSYNC = "shadow_unsync"
+    RESYNC = "shadow_resync"
+    UNSHADOW = "shadow_unshadow"
 
 
 class Io(NamedTuple):
@@ -71,6 +88,12 @@ class Exit(NamedTuple):
     code: bytes
     position: Position
 
+
+MNEMONICS = tuple(
+    "cli sti hlt clts lmsw lgdt lidt lldt ltr invlpg wbinvd invd rdmsr wrmsr iretd iret sysexit mov pop ljmp lcall jmp"
+    " call retf lds les lfs lgs lss rdrand rdseed".split()
+)
+"""Details of PRIVILEGED, by their index; "mov" is to or from a control, debug or segment register."""
 
 VECTOR_NAMES = {
     0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 9: "coprocessor overrun",

@@ -58,7 +58,7 @@ def test_every_kind_is_explained(kind: str, capsys: Captured) -> None:
     assert [f"{kind}:", "what", "who", "where", "read"] == [line.split()[0] for line in lines]
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "list", "explain", "doctor", "bench"])
+@pytest.mark.parametrize("command", ["run", "demo", "list", "explain", "doctor", "bench", "lab"])
 def test_help_has_status_zero(command: str, capsys: Captured) -> None:
     """And says how the command is used."""
     assert 0 == main([command, "--help"])
@@ -70,13 +70,13 @@ def test_help_names_every_command(words: list[str], capsys: Captured) -> None:
     """Status 0; without any word at all it is the same text and status 2."""
     assert 0 == main(words)
     usage = capsys.readouterr().out
-    for command in ("run", "demo", "list", "explain", "doctor", "bench", "guests"):
+    for command in ("run", "demo", "list", "explain", "doctor", "bench", "lab", "guests"):
         assert f"\n  {command} " in usage
     assert 2 == main([])
     assert usage == capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["list"], ["explain"]])
+@pytest.mark.parametrize("words", [["list"], ["explain"], ["lab"]])
 def test_a_command_without_its_word_says_what_there_is(words: list[str], capsys: Captured) -> None:
     """Status 2 and the choices."""
     assert 2 == main(words)

@@ -63,6 +63,12 @@ REFUSED = [
     ["run", "hello", "--serial", "/no/such/folder/file"],
     ["run", "hello", "--serial", "unix:/tmp/socket"],
     ["run", "hello", "--ledger", "/no/such/folder/file"],
+    ["run", "hello", "-gdb", "stdio"],
+    ["run", "hello", "-gdb", "tcp::70000"],
+    ["run", "hello", "-gdb", "tcp:1234"],
+    ["run", "hello", "-gdb", "tcp::\N{ARABIC-INDIC DIGIT ONE}"],
+    ["run", "hello", "-gdb", "tcp:no such host:1"],
+    ["run", "hello", "-s", "--clock", "host"],
     ["run", "hello", "--ledger", "/"],
     ["run", "hello", "--ledger", ""],
     ["run", "hello", "--ledger", "x" * 300],
@@ -78,11 +84,22 @@ REFUSED = [
     ["explain", "everything"],
     ["demo", "no_such_guest"],
     ["guests", "hello"],
+    ["lab", "no_such_lab"],
+    ["lab", "sensitive", "sgdt"],
+    ["lab", "sensitive", "--modes", "no_such_mode"],
+    ["lab", "sensitive", "--json"],
+    ["lab", "sensitive", "--json", "/no/such/folder/file"],
     ["fly"],
     ["--fly"],
 ]
-LACKING = ["-netdev", "-drive", "-s", "-hda", "-cdrom", "-vnc", "-monitor", "-enable-kvm", "-machine", "-M", "-gdb"]
-USUAL_IN_QEMU = ["-icount", "-rtc", "-boot", "-device", "-usb", "-vga", "-nodefaults", "-global"]
+LACKING = ["-machine", "-M", "-incoming", "-audiodev", "-bios"]
+USUAL_IN_QEMU = ["-icount", "-rtc", "-boot", "-usb", "-nodefaults", "-global"]
+REPLACED = {
+    "-d": "--trace FILE", "-D": "--trace FILE", "-monitor": "Ctrl-A C", "-debugcon": "0xE9", "-device": "0xF4",
+    "-cdrom": "IMAGE", "-hda": "IMAGE", "-drive": "IMAGE", "-enable-kvm": "--mode", "-accel": "--mode",
+    "-net": "no network yet", "-nic": "no network yet", "-netdev": "no network yet", "-vnc": "--display text",
+    "-vga": "--display text",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("words", REFUSED, ids=lambda words: " ".join(words)[:40])
@@ -106,6 +123,33 @@ def test_an_option_of_qemu_that_is_lacking_is_refused_by_name(option: str, capfd
         error = capfd.readouterr().err
         assert option in error
         assert "See hvemu run --help" in error
+
+
+@pytest.mark.parametrize("option", REPLACED)
+def test_an_option_of_qemu_is_refused_with_what_there_is_instead(option: str, capfd: Captured) -> None:
+    """By name, in one sentence, and what to do in another."""
+    assert 2 == main(["-kernel", "hello", option, "x"])
+    error = capfd.readouterr().err
+    assert f"QEMU's option {option} is not supported by hvemu. " in error
+    assert REPLACED[option] in error
+    assert error.endswith(".\n")
+    assert 1 == error.count("\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        ("-s", ("127.0.0.1", 1234)),
+        ("-gdb tcp::3117", ("127.0.0.1", 3117)),
+        ("-gdb tcp:0.0.0.0:1234,server=on,wait=off", ("0.0.0.0", 1234)),
+        ("-s -gdb tcp:localhost:0", ("localhost", 0)),
+        ("-gdb none", None),
+        ("", None),
+    ],
+)
+def test_where_gdb_may_connect_is_written_as_in_qemu(words: str, address: tuple[str, int] | None) -> None:
+    """Only this host may, unless another address is given."""
+    assert address == parse([HELLO, *words.split()])[0].gdb
 
 
 def test_qemus_spelling_is_understood() -> None:

@@ -37,6 +37,13 @@ def test_a_full_disk_is_a_sentence(capfd: pytest.CaptureFixture[str]) -> None:
     assert "hvemu: Cannot write '/dev/full': No space left on device. Give --serial another file.\n" == error
 
 
+def test_a_file_that_cannot_be_made_is_a_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    """What is wrong in words, not as a number."""
+    assert 2 == main(["run", "hello", "--serial", "/no/such/folder/a"])
+    advice = "No such file or directory. Give --serial a file in a folder that exists.\n"
+    assert f"hvemu: Cannot write '/no/such/folder/a': {advice}" == capfd.readouterr().err
+
+
 def test_standard_input_reaches_the_guest(tmp_path: Path) -> None:
     """Bytes from a pipe, the special key of terminals included."""
     done = run(*guests.echo(tmp_path), stdin=b"\x01xq")

@@ -1,7 +1,5 @@
 """The fixed ACPI hardware: timer, power button, soft-off."""
 
-
-
 import pytest
 
 from hvemu.devices.acpi_pm import AcpiPm

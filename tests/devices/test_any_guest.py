@@ -1,7 +1,5 @@
 """No guest can make a chip raise, answer out of range, or have a state that does not come back."""
 
-
-
 import json
 from collections.abc import Callable
 

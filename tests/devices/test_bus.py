@@ -1,7 +1,5 @@
 """The bus: claims, splitting, gaps, unclaimed accesses."""
 
-
-
 import pytest
 
 from hvemu.devices.bus import Bus

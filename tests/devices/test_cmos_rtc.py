@@ -1,7 +1,5 @@
 """The MC146818: time in its formats, setting it, three interrupts, the CMOS bytes."""
 
-
-
 import pytest
 
 from hvemu.devices.calendar_time import next_match, to_fields, to_seconds

@@ -1,7 +1,5 @@
 """The ports with a single register: POST, console, exit, resets, A20."""
 
-
-
 from hvemu.devices.debug_ports import DebugConsole, DebugExit, PostPort, ResetControl, SystemControlPortA
 
 from .fakes import FakeBackend, FakeCalls, FakeWatcher

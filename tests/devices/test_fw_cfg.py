@@ -1,7 +1,5 @@
 """The firmware configuration device: selecting, reading, the file directory."""
 
-
-
 import pytest
 
 from hvemu.devices.fw_cfg import FwCfg, standard_entries

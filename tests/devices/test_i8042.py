@@ -1,7 +1,5 @@
 """The keyboard controller and its keyboard: commands, translation, typing, pacing."""
 
-
-
 import pytest
 
 from hvemu.devices.i8042 import BYTE_TIME, I8042

@@ -1,7 +1,5 @@
 """The I/O APIC: its registers, edges, levels, ends of interrupt."""
 
-
-
 import pytest
 
 from hvemu.devices.ioapic import IoApic, PinLine

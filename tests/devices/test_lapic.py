@@ -1,7 +1,5 @@
 """The local APIC: priorities, end of interrupt, pins, messages to itself, errors, timer."""
 
-
-
 import pytest
 
 from hvemu.devices.lapic import LocalApic

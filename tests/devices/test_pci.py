@@ -1,7 +1,5 @@
 """PCI configuration: mechanism 1, the functions of the chipset, BARs, the reset control within."""
 
-
-
 import pytest
 
 from hvemu.devices.bus import Bus

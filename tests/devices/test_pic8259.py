@@ -1,7 +1,5 @@
 """The 8259A pair: initialisation, priorities, ends of interrupt, cascade, triggers."""
 
-
-
 import pytest
 
 from hvemu.devices.pic8259 import Pic8259Pair

@@ -1,7 +1,5 @@
 """The 8254: six modes, latches, read-back, BCD, edges without drift; port 61h."""
 
-
-
 import pytest
 
 from hvemu.devices.pit8254 import Pit8254, SystemControlPortB

@@ -1,7 +1,5 @@
 """States: what is refused, and that a refused state changes nothing."""
 
-
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The 16550A: FIFOs, interrupts in order of priority, modem lines, loopback."""
 
-
-
 import pytest
 
 from hvemu.devices.uart16550 import QUEUE_LIMIT, Uart16550

@@ -1,7 +1,5 @@
 """The VGA's text mode: CRTC, attribute flip-flop, palette, retrace, and the picture."""
 
-
-
 import pytest
 
 from hvemu.devices.vga_text import VgaText, render_text

@@ -65,7 +65,11 @@ def test_every_lesson_has_a_readme_of_one_screen(guest: Guest) -> None:
     assert 8 <= len(readme.read_text().splitlines()) <= 25
 
 
-@pytest.mark.parametrize("row", [row for row in CATALOGUE if "trap" in row["modes"]], ids=lambda row: row["name"])
+BELIEVERS = [row for row in CATALOGUE if "trap" in row["modes"] and row["name"] != "sensitive"]
+"""Guests that believe what the CPU tells them; ``sensitive`` only writes it down."""
+
+
+@pytest.mark.parametrize("row", BELIEVERS, ids=lambda row: row["name"])
 def test_a_guest_for_trap_mode_asks_no_instruction_that_lies(row: dict[str, Any]) -> None:
     """No sensitive instruction that ring 1 executes silently; POPF only in faults, which sets NT, not IF."""
     lying = {"pushf", "pushfd", "sgdt", "sidt", "sldt", "smsw", "str", "lar", "lsl", "verr", "verw"}

@@ -1,0 +1,310 @@
+"""Mode ``trap``: trap-and-emulate on shadow page tables, the classical hypervisor of Popek and Goldberg (1974).
+
+The guest kernel runs at ring 1 of the same physical CPU. Its privileged instructions raise a real #GP and are emulated
+on the guest's virtual registers; the MMU walks the hypervisor's tables. User code runs directly at ring 3. The
+engine is in compatibility mode, because only there can the hypervisor keep its tables where the guest cannot
+reach them. Real mode, virtual-8086 mode and 64-bit code do not exist here.
+"""
+
+import re
+from typing import Final
+
+from hvemu.cpu.decoder import MAXIMUM_LENGTH, Detailed, Instruction, decode_operands
+from hvemu.cpu.delivery import (
+    DEBUG,
+    GENERAL_PROTECTION,
+    INVALID_OPCODE,
+    NOT_PRESENT,
+    PAGE_FAULT,
+    STACK_FAULT,
+    Escalated,
+    Event,
+    TripleFault,
+    Unsupported,
+    deliver,
+)
+from hvemu.cpu.msr import EFER
+from hvemu.cpu.privileged import PrivilegedInstructions
+from hvemu.cpu.segment_loads import NotEmulated
+from hvemu.cpu.state import FLAG_TF, VirtualCpu, accessed
+from hvemu.engine import layout
+from hvemu.engine.block_clock import BUDGET
+from hvemu.memory.frame_pool import FramePool
+from hvemu.memory.shadow import MMIO_WINDOW, ShadowPaging, ShadowPolicy, Traced
+from hvemu.modes.deprivileged import DeprivilegedCpu, HypervisorPages
+from hvemu.modes.direct_execution import DirectExecution, Services
+from hvemu.trace.events import Exited
+from hvemu.vocabulary.addresses import PAGE_SHIFT, Position
+from hvemu.vocabulary.errors import ExitStatus, HostBug, UserError
+from hvemu.vocabulary.exits import MNEMONICS, AssistKind, ExitKind, PagingEvent
+from hvemu.vocabulary.outcomes import Halt, Stop
+
+_NUMBERS: Final = {mnemonic: number for number, mnemonic in enumerate(MNEMONICS)}
+_PATIENCE: Final = 10_000
+_FLOATING_POINT: Final = 16
+_EMULATED: Final = frozenset({GENERAL_PROTECTION, NOT_PRESENT, STACK_FAULT})
+
+
+class TrapMode(DirectExecution):
+    """The guest kernel deprivileged to ring 1."""
+
+    name = "trap"
+    _engine_holds_if = False
+    _suspicious = re.compile(rb"\x0f\xc7")
+
+    def __init__(self, services: Services, policy: ShadowPolicy | None = None) -> None:
+        vcpu, memory, ledger = services.vcpu, services.memory, services.ledger
+        pool = FramePool(memory.machine, 1, (memory.base >> PAGE_SHIFT) - 1)  # nothing of ours is at 0
+        pages = HypervisorPages(vcpu, pool)
+        self._events = {event: ledger.counter(event) for event in PagingEvent}
+        self.paging = ShadowPaging(memory, pool, pages, self._note_paging, policy, pages.pdpt)
+        self._guest = DeprivilegedCpu(vcpu, memory, self.paging, pages)
+        super().__init__(services, self._guest)
+        self._privileged = PrivilegedInstructions(self._guest, memory, services.msrs, self._debug)
+        self._privileged.debug_changed = lambda: self._hook_addresses(self._debug.execution_breakpoints())
+        self._last_hidden: tuple[int, int | None] = (0, None)
+        self._repeated = 0
+        self._stepping_over = self._guest_steps = False
+        self._exits = {kind: ledger.counter(kind) for kind in ExitKind}
+        services.msrs.changed = self._msr_changed
+        vcpu.map_ram(0, memory.machine.size, memory.machine.host_address)
+        vcpu.map_mmio(
+            MMIO_WINDOW,
+            MMIO_WINDOW,
+            lambda address, size: self._on_mmio_read(address - MMIO_WINDOW, size),
+            lambda address, size, value: self._on_mmio_write(address - MMIO_WINDOW, size, value),
+        )
+        vcpu.allow_mmio()
+
+    def _note_paging(self, event: PagingEvent) -> None:
+        self._events[event][0] += 1
+
+    # ------------------------------------------------------------------ the ExecutionMode contract
+
+    def enter(self, cpu: VirtualCpu) -> None:
+        """Load the engine with the guest's state, one ring down; raises UserError for real mode."""
+        vcpu, guest = self.vcpu, self._guest
+        self.paging.reset()
+        try:
+            guest.reset(cpu.paging(), cpu.gdtr, cpu.idtr, cpu.ldtr, cpu.tr, cpu.cr2)
+        except NotEmulated as problem:
+            text = str(problem)
+            raise UserError(text[0].upper() + text[1 : text.index(";")], "Use --mode native.") from None
+        for index, value in enumerate(cpu.gprs):
+            vcpu.set_gpr(index, value)
+        guest.set_eflags(cpu.flags)
+        guest.set_code_and_stack(cpu.segments[1], cpu.segments[2])
+        for index, segment in enumerate(cpu.segments):
+            guest.set_segment(index, segment)
+        vcpu.set_eip(cpu.instruction_pointer)
+        vcpu.write_fpu(cpu.fpu)
+        self._load_debug(cpu.debug)
+        self._nmi_blocked = cpu.nmi_blocked
+        self.halted = cpu.halted
+        self._msrs.values.update(cpu.msrs)
+        vcpu.clear_exception()
+        vcpu.set_interrupt_shadow(cpu.interrupt_shadow)
+        vcpu.forget_code()
+
+    def leave(self) -> VirtualCpu:
+        """The guest's state, with ring 1 shown as ring 0."""
+        vcpu, guest = self.vcpu, self._guest
+        paging = guest.paging()
+        return VirtualCpu(
+            gprs=[vcpu.gpr(index) for index in range(8)],
+            instruction_pointer=vcpu.eip(),
+            flags=guest.eflags(),
+            segments=[accessed(guest.segment(index)) for index in range(6)],
+            gdtr=guest.gdt(),
+            idtr=guest.idt(),
+            ldtr=guest.ldt_segment(),
+            tr=guest.task_segment(),
+            cr0=paging.cr0,
+            cr2=guest.cr2(),
+            cr3=paging.cr3,
+            cr4=paging.cr4,
+            debug=list(self._debug.values),
+            msrs=dict(self._msrs.values),
+            efer=paging.efer,
+            interrupt_shadow=vcpu.interrupt_shadow(),
+            nmi_blocked=self._nmi_blocked,
+            halted=self.halted,
+            fpu=vcpu.read_fpu(),
+        )
+
+    def dirty_pages(self) -> set[int]:
+        """Frames written since the last call, by write protection; all at the first."""
+        return self.paging.start_dirty_log()
+
+    def _msr_changed(self, index: int, value: int) -> None:
+        if index == EFER:
+            self._guest.set_efer(value)
+
+    # ------------------------------------------------------------------ exits
+
+    def _exit(self, kind: ExitKind, detail: int) -> None:
+        self._exits[kind][detail] += 1
+        if self._tracer.active:
+            self._tracer.publish(Exited(self.position(), kind, self.vcpu.eip(), detail, 0, 0))
+
+    def _record(self, kind: AssistKind, event: Event) -> None:
+        """What the physical CPU would bring to the hypervisor, which reflects it to the guest, is an exit."""
+        if kind is AssistKind.SOFTWARE_INTERRUPT:
+            self._exit(ExitKind.REFLECTED_INTERRUPT, event.vector)
+        elif event.vector == PAGE_FAULT and kind is AssistKind.EXCEPTION:
+            self._exit(ExitKind.TRUE_FAULT, event.error_code or 0)
+        elif kind is AssistKind.EXCEPTION:
+            self._exit(ExitKind.REFLECTED_EXCEPTION, event.vector)
+        else:
+            super()._record(kind, event)
+
+    def _deliver_event(self, event: Event) -> TripleFault | Unsupported | Escalated | None:
+        return deliver(self._guest, self.memory, event)
+
+    def _exception(self, event: Event) -> None:
+        vector = event.vector
+        if vector == PAGE_FAULT:
+            self._page_fault(event)
+            return
+        if vector in _EMULATED:
+            instruction = self._detailed()
+            if instruction is not None and self._privileged.knows(instruction):
+                self._emulate_detailed(instruction)
+                return
+        elif vector == _FLOATING_POINT and not self._guest.control(0) & 0x20:
+            # The guest wants no #MF but the external interrupt of 1981, which nobody raises: let it go on.
+            self.vcpu.words[layout.WORD_CR0] &= ~0x20
+            self.vcpu.forget_exception()
+            return
+        super()._exception(event)
+
+    def _page_fault(self, event: Event) -> None:
+        assert event.address is not None
+        assert event.error_code is not None
+        found = self.paging.fault(event.address, event.error_code, self.vcpu.linear_eip())
+        if found is None:
+            self._exit(ExitKind.HIDDEN_FAULT, event.error_code)
+            self._watch_progress(event)
+            self._again()
+        elif isinstance(found, Traced):
+            self._exit(ExitKind.TRACED_WRITE, found.frame)
+            instruction = self._detailed()
+            if instruction is not None and self._privileged.store(instruction):
+                self.vcpu.forget_exception()
+                self._retired_by_us(len(instruction.code), stepping=bool(self._guest.eflags() & FLAG_TF))
+            else:
+                self._step_over(found.frame)
+        else:
+            super()._exception(Event(PAGE_FAULT, found.error_code, address=found.address))
+
+    def _step_over(self, frame: int) -> None:
+        """Let the CPU do a store to a watched frame by itself, and come back after that one instruction."""
+        self.paging.close()
+        self.paging.open(frame)
+        self._again()
+        if not self._stepping_over:
+            flags = self._guest.eflags()
+            self._stepping_over, self._guest_steps = True, bool(flags & FLAG_TF)
+            self._guest.set_eflags(flags | FLAG_TF)
+
+    def _end_step(self) -> None:
+        """The store is done, or something else comes first; then it will fault again."""
+        if self._stepping_over:
+            self._stepping_over = False
+            self.paging.close()
+            if not self._guest_steps:
+                self._guest.set_eflags(self._guest.eflags() & ~FLAG_TF)
+
+    def _stepped(self) -> bool:
+        if self._stepping_over:
+            self._end_step()
+            if not self._guest_steps:
+                self.vcpu.forget_exception()
+                if self._running and self._pin.level and self.can_interrupt():
+                    self._stop_now()
+                return True
+        return super()._stepped()
+
+    def run(self, until: Position) -> Halt | Stop | None:
+        """Run to the first instruction boundary at or after ``until``; see the contract."""
+        outcome = super().run(until)
+        self._end_step()
+        return outcome
+
+    def _deliver(self, kind: AssistKind, event: Event) -> bool:
+        self._end_step()
+        return super()._deliver(kind, event)
+
+    def _watch_progress(self, event: Event) -> None:
+        """The same hidden fault again and again would be a bug of ours; better loud than for ever."""
+        here = (self.vcpu.eip(), event.address)
+        self._repeated = self._repeated + 1 if here == self._last_hidden else 0
+        self._last_hidden = here
+        if self._repeated > _PATIENCE:
+            raise HostBug(f"shadow paging makes no progress at EIP {here[0]:#010x} for address {here[1]:#x}")
+
+    def _again(self) -> None:
+        """The instruction is executed again; what made it fault has been removed."""
+        self.vcpu.forget_exception()
+        if self._counter:
+            self._counter.take_back()
+
+    def _detailed(self) -> Detailed | None:
+        return decode_operands(self._code(self.vcpu.linear_eip(), MAXIMUM_LENGTH), self._bits())
+
+    def _emulate_detailed(self, instruction: Detailed) -> None:
+        """Do a privileged instruction in place of the CPU."""
+        stepping = bool(self._guest.eflags() & FLAG_TF)
+        eip = self.vcpu.eip()
+        result = self._privileged.execute(instruction)
+        if isinstance(result, Event):
+            super()._exception(result)
+            return
+        self._exit_of(instruction, eip)
+        if isinstance(result, Unsupported):
+            self._end = Stop(ExitStatus.GUEST_ENDED, self.sentence(result.reason))
+            self._stop_now()
+            return
+        self.vcpu.forget_exception()
+        if isinstance(result, Halt):
+            self._halting = True
+            self._charge(len(instruction.code))
+            self._stop_now()
+            return
+        # A load of SS holds off the single-step trap as it does interrupts
+        held_off = instruction.mnemonic != "sti" and self.vcpu.interrupt_shadow()
+        self._retired_by_us(len(instruction.code), stepping=stepping and not held_off)
+
+    def _exit_of(self, instruction: Detailed, eip: int) -> None:
+        detail = _NUMBERS[instruction.mnemonic]
+        self._exits[ExitKind.PRIVILEGED][detail] += 1
+        if self._tracer.active:
+            self._tracer.publish(Exited(self.position(), ExitKind.PRIVILEGED, eip, detail, len(instruction.code), 0))
+
+    def _charge(self, length: int) -> None:
+        if self._running:
+            self._cells[BUDGET] -= length
+        else:
+            self._retired += length
+
+    def _retired_by_us(self, length: int, *, stepping: bool) -> None:
+        """An instruction has been done in place of the CPU: account for it, and look whether an interrupt may come."""
+        self._charge(length)
+        if stepping:
+            self._debug.single_stepped()
+            super()._exception(Event(DEBUG))
+        if self._running and (
+            self._attention or self._end is not None or (self._pin.level and self._guest.interrupts_enabled())
+        ):
+            self._stop_now()
+
+    # ------------------------------------------------------------------ interception
+
+    def _is_intercepted(self, mnemonic: str, operands: str) -> bool:
+        return mnemonic in ("rdrand", "rdseed")
+
+    def _wants(self, instruction: Instruction) -> bool:
+        return True
+
+    def _emulate(self, instruction: Instruction) -> None:
+        super()._exception(Event(INVALID_OPCODE))

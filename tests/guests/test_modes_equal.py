@@ -1,0 +1,42 @@
+"""Every mode does to a guest what ``native`` does: the same console, verdict, disk and registers at the same position."""
+
+from functools import cache
+
+import pytest
+
+from hvemu.machine.configuration import MODES
+from hvemu.testing.catalog import catalog
+from hvemu.testing.running import guest_configuration, run_guest
+
+LIMIT = 30_000_000
+LYING = {"sensitive"}
+"""Guests that ask what a technique cannot hide; ``hvemu lab sensitive`` shows how."""
+CASES = [
+    (guest.name, mode)
+    for guest in catalog().values()
+    for mode in guest.modes
+    if mode in MODES and mode != "native" and not (mode == "trap" and guest.name in LYING)
+]
+
+
+@cache
+def final(name, mode):
+    """Everything a guest can have done by its end."""
+    guest = catalog()[name]
+    result = run_guest(
+        guest_configuration(guest, mode=mode), keys=guest.input, keys_after=guest.input_after, position=LIMIT
+    )
+    machine = result.machine
+    cpu = machine.registers()
+    # RAM the guest can see, without the page-table and descriptor bits that only a later access would set
+    return result.console, result.status, machine.mode.position(), machine.screen(), cpu
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_a_guest_behaves_as_on_the_bare_machine(name, mode):
+    """Console, verdict, position, screen and all guest-visible registers."""
+    native, other = final(name, "native"), final(name, mode)
+    assert native[0] == other[0]
+    assert native[1:4] == other[1:4]
+    for field in vars(native[4]):
+        assert (field, getattr(native[4], field)) == (field, getattr(other[4], field))
