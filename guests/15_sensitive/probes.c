@@ -98,6 +98,7 @@ void probe_smsw(void)
     asm volatile(WATCH("smswl %0") : "+c"(word) :: "eax", "memory");
     if (survived("")) {
         saw_number("", "protected", word & 1);
+        saw_number("", "numeric_error", word >> 5 & 1);
         saw_number("", "paging", word >> 31);
         saw_number("", "wp", (word & CR0_WP) != 0);
     }

@@ -1,9 +1,17 @@
-"""``hvemu explain KIND``: every exit and every hardware assist, in words. A test keeps it complete."""
+"""``hvemu explain KIND``: every exit, hardware assist and paging event, in words. A test keeps it complete."""
 
 from typing import NamedTuple
 
 from hvemu.vocabulary.errors import UserError
-from hvemu.vocabulary.exits import AssistKind, ExitKind
+from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent
+from hvemu.vocabulary.paging import (
+    ERROR_FETCH,
+    ERROR_PRESENT,
+    ERROR_RESERVED,
+    ERROR_USER,
+    ERROR_WRITE,
+    error_words,
+)
 
 
 class Explanation(NamedTuple):
@@ -14,6 +22,12 @@ class Explanation(NamedTuple):
     where: str
     source: str
 
+
+_ERROR_CODE = "The detail is the error code: " + ", ".join(
+    f"{bit} {error_words(bit).removeprefix('read, ')}"
+    for bit in (ERROR_PRESENT, ERROR_WRITE, ERROR_USER, ERROR_RESERVED, ERROR_FETCH)
+)
+_SHADOWS = "Adams and Agesen, ASPLOS 2006, 2.4"
 
 EXPLANATIONS: dict[str, Explanation] = {
     ExitKind.IO_IN: Explanation(
@@ -31,13 +45,13 @@ EXPLANATIONS: dict[str, Explanation] = {
     ExitKind.MMIO_READ: Explanation(
         "The guest read memory that is a device.",
         "A load from the local APIC, the I/O APIC or an address without RAM. The detail is guest-physical.",
-        "hvemu/modes/native.py takes it from the engine, hvemu/devices/bus.py finds the chip.",
+        "hvemu/modes/direct_execution.py takes it from the engine, hvemu/devices/bus.py finds the chip.",
         "SDM vol. 3A, chapter 11",
     ),
     ExitKind.MMIO_WRITE: Explanation(
         "The guest wrote memory that is a device.",
         "A store to the local APIC (end of interrupt, timer, IPI), the I/O APIC or an address without RAM.",
-        "hvemu/modes/native.py takes it from the engine, hvemu/devices/bus.py finds the chip.",
+        "hvemu/modes/direct_execution.py takes it from the engine, hvemu/devices/bus.py finds the chip.",
         "SDM vol. 3A, chapter 11",
     ),
     ExitKind.UNCLAIMED_IO: Explanation(
@@ -54,9 +68,50 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     ExitKind.HLT: Explanation(
         "The guest has nothing to do until the next interrupt.",
-        "HLT in the idle loop. With interrupts disabled it sleeps for ever and the run ends with status 68.",
+        "HLT in the idle loop. With interrupts disabled it sleeps for ever and the run ends with status 68."
+        " In mode trap the instruction is counted as privileged, too.",
         "hvemu/machine/machine.py lets virtual time skip to the next event.",
         "SDM vol. 2A, HLT",
+    ),
+    ExitKind.PRIVILEGED: Explanation(
+        "The guest kernel, in ring 1, executed an instruction for ring 0: the CPU refused it, and it is emulated.",
+        "CLI, STI, HLT, MOV to CR3, LGDT, INVLPG, RDMSR, IRET to user code. The detail is the mnemonic.",
+        "hvemu/modes/trap.py takes the fault, hvemu/cpu/privileged.py does the instruction on the virtual registers,"
+        " hvemu/cpu/segment_loads.py what loads segments.",
+        "SDM vol. 3A, 5.9; Popek and Goldberg, CACM 17(7), 1974",
+    ),
+    ExitKind.REFLECTED_EXCEPTION: Explanation(
+        "An exception that is the guest's own came to the hypervisor, which hands it on. The detail is the vector.",
+        "#UD, #DE, single steps, #GP of user code; in mode native the same is the hardware assist 'exception'.",
+        "hvemu/modes/trap.py decides whose it is, hvemu/cpu/delivery.py goes through the guest's IDT.",
+        "SDM vol. 3A, chapter 6",
+    ),
+    ExitKind.REFLECTED_INTERRUPT: Explanation(
+        "INT n, INT3 or INTO came to the hypervisor, which hands it on. The detail is the vector.",
+        "System calls and breakpoints; in mode native the same is the hardware assist 'software_interrupt'.",
+        "hvemu/modes/trap.py and hvemu/cpu/delivery.py, with the check of the gate's DPL.",
+        "SDM vol. 3A, 6.12.1",
+    ),
+    ExitKind.TRUE_FAULT: Explanation(
+        "A page fault that the guest's own tables explain: it gets #PF.",
+        f"Demand paging, copy on write, stack growth, wild pointers of user programs. {_ERROR_CODE}, added up.",
+        "hvemu/memory/shadow.py walks the guest's tables, hvemu/modes/trap.py has the fault delivered.",
+        f"SDM vol. 3A, 4.7; {_SHADOWS}",
+    ),
+    ExitKind.HIDDEN_FAULT: Explanation(
+        "A page fault of the shadow tables alone, filled in behind the guest's back.",
+        "The first access to a page since its table was shadowed or flushed; the first store to a page, which makes it"
+        f" dirty; code that is written, or data that is executed. {_ERROR_CODE}, added up.",
+        "hvemu/memory/shadow.py fills the entry, hvemu/modes/trap.py lets the instruction try again.",
+        _SHADOWS,
+    ),
+    ExitKind.TRACED_WRITE: Explanation(
+        "A store to a page that the hypervisor watches, because what it keeps was derived from it."
+        " The detail is the guest frame number.",
+        "The guest changing its page tables, its GDT or LDT, or data that lies beside them.",
+        "hvemu/memory/shadow.py watches the frame; hvemu/cpu/privileged.py does the store, if it is a MOV;"
+        " else hvemu/modes/trap.py opens the page for a single step.",
+        "Adams and Agesen, ASPLOS 2006, 2.3",
     ),
     ExitKind.TRIPLE_FAULT: Explanation(
         "A fault while delivering #DF: a real CPU shuts down. The run ends with status 66 and all the faults.",
@@ -67,7 +122,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     ExitKind.ENGINE_ERROR: Explanation(
         "The engine cannot go on, for example because the guest jumped to an address without memory.",
         "A wild jump or return. The sentence at the end of the run names EIP and cause; status 64.",
-        "hvemu/modes/native.py ends the guest.",
+        "hvemu/modes/direct_execution.py ends the guest.",
         "docs/engine.md",
     ),
     AssistKind.EXCEPTION: Explanation(
@@ -97,7 +152,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     AssistKind.SYSENTER: Explanation(
         "SYSENTER entered ring 0 through its MSRs.",
         "Fast system calls. The engine leaves the privilege switch out.",
-        "hvemu/modes/native.py.",
+        "hvemu/modes/direct_execution.py.",
         "SDM vol. 2B, SYSENTER",
     ),
     AssistKind.CPUID: Explanation(
@@ -109,7 +164,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     AssistKind.RDTSC: Explanation(
         "RDTSC or RDTSCP read the virtual time-stamp counter.",
         "Delay loops and timekeeping. Host time never leaks in: the counter follows from position.",
-        "hvemu/modes/native.py and hvemu/cpu/msr.py.",
+        "hvemu/engine/block_clock.py in ring 0 and without a trace, else hvemu/modes/direct_execution.py.",
         "SDM vol. 3B, 17.17",
     ),
     AssistKind.RDMSR: Explanation(
@@ -127,7 +182,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     AssistKind.DEBUG_REGISTER: Explanation(
         "A debug register was read or written; the detail is its number.",
         "Kernels clearing DR7 at boot, debuggers.",
-        "hvemu/cpu/debug_registers.py keeps them; breakpoints in them do not fire.",
+        "hvemu/cpu/debug_registers.py keeps them; breakpoints on instructions fire, those on data do not.",
         "SDM vol. 3B, 18.2",
     ),
     AssistKind.CONTROL_REGISTER: Explanation(
@@ -139,7 +194,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     AssistKind.IO_PERMISSION: Explanation(
         "IN or OUT at CPL > IOPL and the TSS bitmap says no: #GP.",
         "User programs touching ports.",
-        "hvemu/cpu/io_permission.py.",
+        "hvemu/modes/direct_execution.py asks hvemu/cpu/io_permission.py.",
         "SDM vol. 1, 19.5",
     ),
     AssistKind.TASK_REGISTER: Explanation(
@@ -154,6 +209,43 @@ EXPLANATIONS: dict[str, Explanation] = {
         "hvemu/modes/native.py.",
         "SDM vol. 1, 7.3.17",
     ),
+    PagingEvent.FILL: Explanation(
+        "An entry of a shadow page table was made from the guest's own.",
+        "Every hidden fault ends in one.",
+        "hvemu/memory/shadow.py.",
+        _SHADOWS,
+    ),
+    PagingEvent.FLUSH: Explanation(
+        "All shadow tables were dropped; they are filled again by hidden faults.",
+        "A change of paging itself: PG or WP in CR0, PSE, PAE or PGE in CR4, NXE in EFER. With --shadow flush,"
+        " every load of CR3.",
+        "hvemu/memory/shadow.py.",
+        f"SDM vol. 3A, 4.10.4; {_SHADOWS}",
+    ),
+    PagingEvent.EVICTION: Explanation(
+        "A shadow table or an address space was dropped to make room.",
+        "A guest with more page tables or address spaces than the hypervisor has frames for.",
+        "hvemu/memory/shadow.py; hvemu/memory/frame_pool.py has the frames.",
+        _SHADOWS,
+    ),
+    PagingEvent.UNSYNC: Explanation(
+        "A guest page table became writable: until the guest flushes, its shadow may be as stale as a TLB may.",
+        "A store to the last level of page tables, as in fork or mmap. Each further store is free.",
+        "hvemu/memory/shadow.py.",
+        "SDM vol. 3A, 4.10.4",
+    ),
+    PagingEvent.RESYNC: Explanation(
+        "An unsync page table was write-protected again, and its shadow compared with it.",
+        "A load of CR3; INVLPG only compares the entry of its page.",
+        "hvemu/memory/shadow.py.",
+        "SDM vol. 3A, 4.10.4",
+    ),
+    PagingEvent.UNSHADOW: Explanation(
+        "A frame is no longer taken for a page table: what was derived from it is dropped.",
+        "An upper table that is written again and again without being used: it has most likely become ordinary memory.",
+        "hvemu/memory/shadow.py.",
+        _SHADOWS,
+    ),
 }
 
 
@@ -166,6 +258,9 @@ def main(arguments: list[str]) -> int:
     if kind not in EXPLANATIONS:
         raise UserError(f"There is no exit or assist '{kind}'", f"Kinds are: {', '.join(EXPLANATIONS)}.")
     text = EXPLANATIONS[kind]
-    group = "exit" if kind in tuple(ExitKind) else "hardware assist (never an exit)"
+    if kind in tuple(PagingEvent):
+        group = "paging event (neither exit nor assist)"
+    else:
+        group = "exit" if kind in tuple(ExitKind) else "hardware assist (never an exit)"
     print(f"{kind}: {group}\n  what   {text.what}\n  who    {text.who}\n  where  {text.where}\n  read   {text.source}")
     return 0

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         return 0
     for row in rows:
         values = [", ".join(value) if isinstance(value, list) else str(value) for value in row.values()]
-        print(f"{values[0]:18} " + "  ".join(values[1:]))
+        print(f"{values[0]:19} " + "  ".join(values[1:]))
     return 0
 
 

@@ -14,6 +14,7 @@ from hvemu.machine.configuration import (
     CPU_MODELS,
     LOADERS,
     MODES,
+    SHADOWS,
     MachineConfiguration,
     from_file,
     parse_size,
@@ -58,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     add("-kernel", dest="kernel", metavar="IMAGE", help="the same, as QEMU spells it")
     add("--config", metavar="FILE", help="a machine configuration in TOML; options given here win over it")
     add("--mode", choices=MODES, help="the virtualization technique")
+    add("--shadow", choices=SHADOWS, help="shadow paging: cached, flushed on CR3 loads, tracing all writes, or simple")
+    add("--audit", action="store_true", default=None, help="warn when a sensitive instruction lies (mode trap, slow)")
     add("--memory", "-m", metavar="SIZE", help="64M, 1G; a plain number is MiB")
     add("--cpu", "-cpu", metavar="MODEL[,-FEATURE...]", help=f"one of {', '.join(CPU_MODELS)}")
     add("--append", "-append", metavar="TEXT", help="kernel command line")
@@ -100,7 +103,20 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, MachineConfiguratio
     if image:
         values["image"] = image
         _from_catalog(image, values)
-    for key in ("mode", "append", "initrd", "loader", "serial", "display", "clock", "strict", "reboot", "name"):
+    for key in (
+        "mode",
+        "shadow",
+        "audit",
+        "append",
+        "initrd",
+        "loader",
+        "serial",
+        "display",
+        "clock",
+        "strict",
+        "reboot",
+        "name",
+    ):
         if getattr(options, key) is not None:
             values[key] = getattr(options, key)
     if options.nographic:

@@ -1,8 +1,13 @@
 """The ledger as text for people."""
 
-from typing import Any
+from typing import Any, Final
+
+from hvemu.vocabulary.exits import AssistKind, ExitKind, vector_name
+from hvemu.vocabulary.paging import error_words
 
 _TOP = 6
+_PAGE_FAULTS: Final = frozenset({ExitKind.TRUE_FAULT, ExitKind.HIDDEN_FAULT})
+_EXCEPTIONS: Final = frozenset({ExitKind.REFLECTED_EXCEPTION, AssistKind.EXCEPTION})
 
 
 def ledger_lines(statistics: dict[str, Any]) -> list[str]:
@@ -17,10 +22,24 @@ def ledger_lines(statistics: dict[str, Any]) -> list[str]:
         for kind, count in sorted(counts.items(), key=lambda item: -item[1]):
             details: dict[str, int] = statistics[f"{group}_by_detail"][kind]
             ranked = sorted(details.items(), key=lambda item: -item[1])
-            shown = ", ".join(f"{name}: {times}" for name, times in ranked[:_TOP])
+            between = "; " if kind in _PAGE_FAULTS else ", "
+            shown = between.join(f"{_words(kind, name)}: {times}" for name, times in ranked[:_TOP])
             more = f", and {len(ranked) - _TOP} more" if len(ranked) > _TOP else ""
             lines.append(f"  {kind:20} {count:>10}  {shown}{more}")
+    paging: dict[str, int] = statistics["paging"]
+    if paging:
+        lines.append("paging:")
+        lines += [f"  {event:20} {count:>10}" for event, count in sorted(paging.items(), key=lambda item: -item[1])]
     return lines
+
+
+def _words(kind: str, detail: str) -> str:
+    """A detail of the ledger in words, where a number says little."""
+    if kind in _PAGE_FAULTS:
+        return error_words(int(detail, 16))
+    if kind in _EXCEPTIONS:
+        return vector_name(int(detail))
+    return f"frame {detail}" if kind == ExitKind.TRACED_WRITE else detail
 
 
 def summary_lines(statistics: dict[str, Any]) -> list[str]:

@@ -65,6 +65,29 @@ _SEGMENTS = {name: index for index, name in enumerate(SEGMENT_NAMES)}
 _FAR_POINTERS = {"lds": 3, "les": 0, "lfs": 4, "lgs": 5, "lss": 2}
 
 
+def register_value(cpu: CpuPort, name: str) -> int:
+    """A general or segment register by its name."""
+    if name in _SEGMENTS:
+        return cpu.segment(_SEGMENTS[name]).selector
+    index, size, shift = _GENERAL[name]
+    return cpu.gpr(index) >> shift & ((1 << 8 * size) - 1)
+
+
+def effective_address(cpu: CpuPort, instruction: Detailed, operand: Operand) -> int:
+    """Linear address of a memory operand (SDM vol. 1, 3.7.5)."""
+    offset = operand.value
+    if operand.base:
+        offset += register_value(cpu, operand.base)
+    if operand.scaled:
+        offset += register_value(cpu, operand.scaled) * operand.scale
+    offset &= 0xFFFF if instruction.address_size == 2 else 0xFFFF_FFFF
+    if operand.segment:
+        segment = _SEGMENTS[operand.segment]
+    else:
+        segment = SS if operand.base in ("esp", "ebp", "sp", "bp") else DS
+    return (cpu.segment(segment).base + offset) & 0xFFFF_FFFF
+
+
 class ControlledCpu(CpuPort, Protocol):
     """The registers that only privileged instructions reach."""
 
@@ -152,31 +175,10 @@ class PrivilegedInstructions:
 
     # ------------------------------------------------------------------ operands
 
-    def register(self, name: str) -> int:
-        """A general or segment register by its name."""
-        if name in _SEGMENTS:
-            return self._cpu.segment(_SEGMENTS[name]).selector
-        index, size, shift = _GENERAL[name]
-        return self._cpu.gpr(index) >> shift & ((1 << 8 * size) - 1)
-
     def _set_register(self, name: str, value: int) -> None:
         index, size, shift = _GENERAL[name]
         mask = ((1 << 8 * size) - 1) << shift
         self._cpu.set_gpr(index, self._cpu.gpr(index) & ~mask | value << shift & mask)
-
-    def effective_address(self, instruction: Detailed, operand: Operand) -> int:
-        """Linear address of a memory operand (SDM vol. 1, 3.7.5)."""
-        offset = operand.value
-        if operand.base:
-            offset += self.register(operand.base)
-        if operand.scaled:
-            offset += self.register(operand.scaled) * operand.scale
-        offset &= 0xFFFF if instruction.address_size == 2 else 0xFFFF_FFFF
-        if operand.segment:
-            segment = _SEGMENTS[operand.segment]
-        else:
-            segment = SS if operand.base in ("esp", "ebp", "sp", "bp") else DS
-        return (self._cpu.segment(segment).base + offset) & 0xFFFF_FFFF
 
     def _load(self, linear: int, size: int) -> int:
         cpu = self._cpu
@@ -185,10 +187,10 @@ class PrivilegedInstructions:
     def _value(self, instruction: Detailed, operand: Operand, size: int | None = None) -> int:
         size = operand.size if size is None else size
         if operand.kind == "reg":
-            return self.register(operand.register) & ((1 << 8 * size) - 1)
+            return register_value(self._cpu, operand.register) & ((1 << 8 * size) - 1)
         if operand.kind == "imm":
             return operand.value & ((1 << 8 * size) - 1)
-        return self._load(self.effective_address(instruction, operand), size)
+        return self._load(effective_address(self._cpu, instruction, operand), size)
 
     def store(self, instruction: Detailed) -> bool:
         """Do a plain store, MOV to memory, in place of the CPU; False when it is another instruction."""
@@ -199,7 +201,7 @@ class PrivilegedInstructions:
             return False
         cpu = self._cpu
         value = self._value(instruction, source, target.size).to_bytes(target.size, "little")
-        address = self.effective_address(instruction, target)
+        address = effective_address(self._cpu, instruction, target)
         write_linear(self._memory, cpu.paging(), address, value, user=cpu.cpl() == 3)
         cpu.set_eip(cpu.eip() + len(instruction.code))
         cpu.set_interrupt_shadow(False)
@@ -236,7 +238,7 @@ class PrivilegedInstructions:
 
     def _invlpg(self, instruction: Detailed) -> None:
         self._require_ring_0()
-        self._cpu.invalidate(self.effective_address(instruction, instruction.operands[0]))
+        self._cpu.invalidate(effective_address(self._cpu, instruction, instruction.operands[0]))
 
     # ------------------------------------------------------------------ control, debug and model-specific registers
 
@@ -250,14 +252,14 @@ class PrivilegedInstructions:
                     return Event(INVALID_OPCODE)
                 self._set_register(target.register, self._cpu.control(number))
             elif target.register.startswith("cr"):
-                return self._to_control(int(target.register[2:]), self.register(source.register))
+                return self._to_control(int(target.register[2:]), register_value(self._cpu, source.register))
             elif source.register.startswith("dr"):
                 number = int(source.register[2:])
                 extensions = bool(self._cpu.control(4) & CR4_DE)
                 self._set_register(target.register, self._debug.read(number, extensions))
             else:
                 extensions = bool(self._cpu.control(4) & CR4_DE)
-                self._debug.write(int(target.register[2:]), self.register(source.register), extensions)
+                self._debug.write(int(target.register[2:]), register_value(self._cpu, source.register), extensions)
                 self.debug_changed()
             return None
         if target.register in _SEGMENTS and target.register != "cs":
@@ -302,7 +304,7 @@ class PrivilegedInstructions:
 
     def _table_operand(self, instruction: Detailed) -> TableRegister:
         self._require_ring_0()
-        address = self.effective_address(instruction, instruction.operands[0])
+        address = effective_address(self._cpu, instruction, instruction.operands[0])
         value = self._load(address, 6)
         base = value >> 16
         return TableRegister(base if instruction.operand_size == 4 else base & 0xFF_FFFF, value & 0xFFFF)
@@ -366,7 +368,7 @@ class PrivilegedInstructions:
 
     def _far_pointer(self, instruction: Detailed) -> None:
         target, source = instruction.operands
-        address = self.effective_address(instruction, source)
+        address = effective_address(self._cpu, instruction, source)
         offset = self._load(address, instruction.operand_size)
         selector = self._load(address + instruction.operand_size, 2)
         self._load_segment(_FAR_POINTERS[instruction.mnemonic], selector)
@@ -380,7 +382,7 @@ class PrivilegedInstructions:
         operand = instruction.operands[0]
         if operand.kind != "mem" or not _is_far(instruction.code):
             return None
-        address = self.effective_address(instruction, operand)
+        address = effective_address(self._cpu, instruction, operand)
         return self._load(address + instruction.operand_size, 2), self._load(address, instruction.operand_size)
 
     def _far_jump(self, instruction: Detailed) -> Result | bool:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from hvemu.trace.events import Event, Exited
 from hvemu.vocabulary.errors import UserError
-from hvemu.vocabulary.exits import ExitKind, vector_name
+from hvemu.vocabulary.exits import ExitKind, detail_name, vector_name
 from hvemu.vocabulary.machine_map import POST_PORT
 
 GUEST: Final = "sensitive"
@@ -60,7 +60,13 @@ TEXTS: Final[dict[str, Text]] = {
     "sgdt": Text({"limit": "the VMM's GDT limit {value}", "base": "the VMM's GDT base {value}"}),
     "sidt": Text({"limit": "the VMM's IDT limit {value}", "base": "the VMM's IDT base {value}"}),
     "sldt": Text({"selector": "the VMM's LDT selector {value}"}),
-    "smsw": Text({"paging": "the physical CR0.PG ({value})", "wp": "the physical CR0.WP ({value})"}),
+    "smsw": Text(
+        {
+            "numeric_error": "the physical CR0.NE ({value})",
+            "paging": "the physical CR0.PG ({value})",
+            "wp": "the physical CR0.WP ({value})",
+        }
+    ),
     "pushf": Text({"if": "the physical IF ({value})", "iopl": "the physical IOPL ({value})"}),
     "popf": Text(
         {"interrupted": "that IF is the VMM's: the change is dropped without a word"},
@@ -264,7 +270,9 @@ def _trapped(observation: Observation) -> str:
     """Kind and detail of the exits; of how many executions, where a probe asks about several things."""
     if not observation.traps:
         return "no trap"
-    names = ", ".join(dict.fromkeys(f"{trap.kind} {trap.detail:#x}" for trap in observation.traps))
+    names = ", ".join(
+        dict.fromkeys(f"{trap.kind} {detail_name(ExitKind(trap.kind), trap.detail)}" for trap in observation.traps)
+    )
     share = f" {len(observation.traps)} of {observation.executed}" if observation.executed > 1 else ""
     return names + share
 

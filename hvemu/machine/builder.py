@@ -21,6 +21,7 @@ from hvemu.machine.configuration import MachineConfiguration
 from hvemu.machine.machine import Machine
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.machine_memory import MachineMemory
+from hvemu.memory.shadow import ShadowPolicy
 from hvemu.modes.direct_execution import DirectExecution, Services
 from hvemu.modes.native import NativeMode
 from hvemu.modes.trap import TrapMode
@@ -33,7 +34,22 @@ from hvemu.vocabulary.outcomes import POWERED_OFF, RETIRED, Outcome, Retire, Sto
 
 VMM_MEMORY: Final = 8 << 20
 """Machine memory below the guest's, for the hypervisor's own pages."""
-_TECHNIQUES: Final[dict[str, Callable[[Services], DirectExecution]]] = {"native": NativeMode, "trap": TrapMode}
+_SHADOW: Final = {
+    "cached": ShadowPolicy(),
+    "flush": ShadowPolicy(keep=False),
+    "trace": ShadowPolicy(unsync=False),
+    "simple": ShadowPolicy(keep=False, unsync=False),
+}
+
+
+def _trap(services: Services, configuration: MachineConfiguration) -> TrapMode:
+    return TrapMode(services, _SHADOW[configuration.shadow], audit=configuration.audit)
+
+
+_TECHNIQUES: Final[dict[str, Callable[[Services, MachineConfiguration], DirectExecution]]] = {
+    "native": lambda services, _: NativeMode(services),
+    "trap": _trap,
+}
 
 
 def read_images(configuration: MachineConfiguration) -> tuple[BootRequest, str]:
@@ -148,7 +164,8 @@ def build(
             count_instructions=configuration.count_instructions,
             tsc_scale=NANOSECONDS_PER_BYTE,
             host_time=clock.host_position if isinstance(clock, HostClock) else None,
-        )
+        ),
+        configuration,
     )
     clock.position = mode.position
     clock.shorten = mode.shorten

@@ -18,6 +18,8 @@ DEFAULT_RTC: Final = 946_684_800
 """2000-01-01 00:00:00 UTC, so that a run without ``--rtc`` is the same every day."""
 _DEFAULT_LOAD_ADDRESS: Final = 0x10_0000
 MODES: Final = ("native", "trap")
+SHADOWS: Final = ("cached", "flush", "trace", "simple")
+"""Variants of shadow paging: with all refinements, flushed on every CR3 load, tracing every write, or both."""
 CPU_MODELS: Final = (
     "conroe", "penryn", "nehalem", "westmere", "sandybridge", "core2duo", "pentium3",
     "opteron-g1", "opteron-g2", "opteron-g3", "phenom", "epyc", "qemu32",
@@ -34,6 +36,10 @@ class MachineConfiguration:
     name: str = "guest"
     identifier: str = ""
     mode: str = "native"
+    shadow: str = "cached"
+    """Variant of shadow paging, for modes that use it."""
+    audit: bool = False
+    """Whether mode ``trap`` looks out for sensitive instructions whose result is wrong; slow."""
     memory: int = 64 << 20
     cpu: str = "penryn"
     cpu_without: tuple[str, ...] = ()
@@ -63,6 +69,9 @@ class MachineConfiguration:
         except ValueError:
             raise UserError(f"The identifier '{self.identifier}' is not a UUID", "Leave it out to get one.") from None
         _choice("mode", self.mode, MODES)
+        _choice("shadow variant", self.shadow, SHADOWS)
+        if self.audit and self.mode != "trap":
+            raise UserError(f"In mode {self.mode} no sensitive instruction can lie", "Use --audit with --mode trap.")
         _choice("cpu", self.cpu, CPU_MODELS)
         _choice("clock", self.clock, ("virtual", "host"))
         _choice("display", self.display, ("none", "text"))

@@ -240,7 +240,7 @@ class ShadowPaging:
         """Forget what was derived from a guest frame and let it be written freely until it is a table again."""
         watcher = self._watched.pop(frame, None)
         if watcher is not None:
-            watcher(0, PAGE_SIZE)
+            watcher(0, 0)
         tracked = self._tracked.pop(frame, None)
         self._unwatch(frame)
         if tracked is None:
@@ -277,7 +277,7 @@ class ShadowPaging:
     def watch(self, frame: int, written: Callable[[int, int], None]) -> None:
         """Trace stores to a guest frame: ``written(offset, length)`` is called after each, also after ours.
 
-        It is called once for the whole page when the frame is no longer watched.
+        A length of 0 says that the frame is no longer watched.
         """
         if frame >= self._ram_frames or frame in self._watched:
             return

@@ -2,16 +2,15 @@
 
 Ring 0 is compressed into ring 1: descriptors, CS and SS are moved by one, and moved back for whoever asks. The
 descriptor tables that the physical CPU reads are the hypervisor's; they lie above 4 GiB, where 32-bit code cannot
-reach, and mirror what the guest's tables hold, one descriptor at a time as it is first loaded. IF, IOPL, the control
-registers and the table registers exist only here. Instructions that read the physical ones silently, SGDT or PUSHF,
-see the difference; that is what mode ``trap`` is there to show.
+reach, and mirror the code and data segments of the guest's tables. IF, IOPL, the control registers and the table
+registers exist only here. Instructions that read the physical ones silently, SGDT or PUSHF, see the difference; that
+is what mode ``trap`` is there to show.
 """
 
 import struct
 from typing import Final
 
-from hvemu.cpu.linear import LinearFault
-from hvemu.cpu.segment_loads import NotEmulated, SegmentFault, load_descriptor
+from hvemu.cpu.segment_loads import NotEmulated
 from hvemu.cpu.state import (
     ATTRIBUTE_ACCESSED,
     ATTRIBUTE_CODE,
@@ -91,10 +90,10 @@ class HypervisorPages:
         """A quadword of the pages that start at number ``page``."""
         _QUAD.pack_into(self._view, self.pages[page + (offset >> PAGE_SHIFT)] + (offset & (PAGE_SIZE - 1)), value)
 
-    def clear(self, page: int, count: int) -> None:
-        """Zeros in ``count`` pages."""
-        for address in self.pages[page : page + count]:
-            self._view[address : address + PAGE_SIZE] = bytes(PAGE_SIZE)
+    def read(self, page: int, offset: int) -> int:
+        """A quadword of the pages that start at number ``page``."""
+        at = self.pages[page + (offset >> PAGE_SHIFT)] + (offset & (PAGE_SIZE - 1))
+        return int(_QUAD.unpack_from(self._view, at)[0])
 
     def flush_tlb(self) -> None:
         """Drop every cached translation of an address."""
@@ -110,81 +109,116 @@ class HypervisorPages:
 
 
 class DescriptorMirror:
-    """One descriptor table of the hypervisor's that mirrors the guest's GDT or LDT."""
+    """One descriptor table of the hypervisor's that mirrors the guest's GDT or LDT, page by page.
+
+    Code and data segments are mirrored, system segments and gates are not. One that the guest has never loaded
+    (accessed bit 0) is mirrored as absent, so that its first load faults and the guest's own descriptor is marked.
+    """
 
     def __init__(self, pages: HypervisorPages, page: int, paging: ShadowPaging, memory: GuestPhysicalMemory) -> None:
         self._pages, self._page, self._paging, self._memory = pages, page, paging, memory
-        self._mirrored: dict[int, int] = {}  # offset -> linear address of the guest's descriptor
-        self._frames: dict[int, int] = {}  # linear page -> guest frame that it was found in
+        self._base = self._limit = 0
+        self._last = TASK_SELECTOR if page == _GDT else 1 << 16
+        self._frames: dict[int, int] = {}  # linear page of the guest's table -> guest frame it is mirrored from
+        self._installed: set[int] = set()
         self._user_code: dict[int, int] = {}  # offset -> descriptor, absent while the kernel runs
+        self._user = False
 
-    def mirror(self, cpu: "DeprivilegedCpu", selector: int) -> None:
-        """Let the physical CPU load this selector by itself from now on, if it is an ordinary segment."""
-        offset = selector & 0xFFF8
-        if offset in self._mirrored or (selector & 0xFFFC >= TASK_SELECTOR & 0xFFFC and self._page == _GDT):
+    def load(self, base: int, limit: int, registers: PagingRegisters) -> None:
+        """The guest has loaded a table: mirror what of it is mapped now. A limit of 0 is an empty table."""
+        self.forget()
+        self._base, self._limit = base, limit
+        for page in range(base & ~(PAGE_SIZE - 1), base + limit if limit else 0, PAGE_SIZE):
+            self._mirror_page(page & 0xFFFF_FFFF, registers)
+
+    def mirror(self, selector: int, registers: PagingRegisters) -> None:
+        """A selector has been loaded by us: let the CPU load it by itself from now on."""
+        page = (self._base + (selector & 0xFFF8)) & 0xFFFF_F000
+        if page not in self._frames:
+            self._mirror_page(page, registers)
+
+    def _mirror_page(self, page: int, registers: PagingRegisters) -> None:
+        physical = walk(self._memory, registers, page, mark=False)
+        if not isinstance(physical, int) or physical >= self._memory.size:
             return
-        try:
-            address, descriptor = load_descriptor(cpu, self._memory, selector)
-        except (SegmentFault, LinearFault):
-            return
+        frame = physical >> PAGE_SHIFT
+        self._frames[page] = frame
+        self._paging.watch(frame, _Watcher(self, frame))
+        self._install(page, 0, PAGE_SIZE)
+
+    def _install(self, page: int, offset: int, length: int) -> None:
+        """Copy the descriptors that lie in these bytes of a mirrored page, and wholly in the page."""
+        skew = (page - self._base) & 0xFFFF_FFFF  # where the page starts in the table, modulo 4 GiB
+        if skew & 1 << 31:
+            skew -= 1 << 32
+        for at in range((skew + offset) // 8 * 8, min(skew + offset + length, self._limit - 6, self._last), 8):
+            if at < 0 or not skew <= at <= skew + PAGE_SIZE - 8:
+                continue
+            self._mirror_one(at, self._memory.read_u64((self._frames[page] << PAGE_SHIFT) + at - skew))
+
+    def _mirror_one(self, at: int, descriptor: int) -> None:
         attributes = descriptor >> 32
-        wanted = ATTRIBUTE_S | ATTRIBUTE_PRESENT | ATTRIBUTE_ACCESSED
-        if attributes & wanted != wanted or address & (PAGE_SIZE - 1) > PAGE_SIZE - 8:
-            return
-        physical = walk(self._memory, cpu.paging(), address, mark=False)
-        if not isinstance(physical, int):
+        self._user_code.pop(at, None)
+        if not attributes & ATTRIBUTE_S:
+            if at in self._installed:
+                self._installed.discard(at)
+                self._pages.write(self._page, at, 0)
             return
         descriptor &= ~(ATTRIBUTE_LONG << 32)
         if not attributes & _DPL:
             descriptor |= _DPL_1 << 32
-        self._mirrored[offset] = address
-        self._frames[address & ~(PAGE_SIZE - 1)] = physical >> PAGE_SHIFT
-        self._paging.watch(physical >> PAGE_SHIFT, self._written(physical >> PAGE_SHIFT))
-        conforming = attributes & ATTRIBUTE_CONFORMING
-        if attributes & ATTRIBUTE_CODE and attributes & _DPL == _DPL and not conforming:
+        if not attributes & ATTRIBUTE_ACCESSED:
+            descriptor &= ~(ATTRIBUTE_PRESENT << 32)
+        elif attributes & ATTRIBUTE_CODE and attributes & _DPL == _DPL and not attributes & ATTRIBUTE_CONFORMING:
             # Every way back to user code must fault in the kernel, because it restores the virtual IF.
-            self._user_code[offset] = descriptor
-            if cpu.cpl() != 3:
+            self._user_code[at] = descriptor
+            if not self._user:
                 descriptor &= ~(ATTRIBUTE_PRESENT << 32)
-        self._pages.write(self._page, offset, descriptor)
+        self._installed.add(at)
+        self._pages.write(self._page, at, descriptor)
+
+    def physical(self, selector: int) -> int | None:
+        """The descriptor that the physical CPU finds."""
+        offset = selector & 0xFFF8
+        return self._pages.read(self._page, offset) if offset in self._installed else None
 
     def show_user_code(self, shown: bool) -> None:
         """User code segments are present while user code runs, absent while the kernel does."""
+        self._user = shown
         for offset, descriptor in self._user_code.items():
             self._pages.write(self._page, offset, descriptor if shown else descriptor & ~(ATTRIBUTE_PRESENT << 32))
 
     def forget(self) -> None:
-        """The guest has loaded another table: nothing is mirrored."""
-        for offset in self._mirrored:
+        """Nothing is mirrored."""
+        for offset in self._installed:
             self._pages.write(self._page, offset, 0)
-        self._mirrored.clear()
+        self._installed.clear()
         self._frames.clear()
         self._user_code.clear()
 
-    def check(self, cpu: "DeprivilegedCpu") -> None:
+    def check(self, registers: PagingRegisters) -> None:
         """The guest has changed its address space: forget what was found elsewhere than it now would be."""
         for page, frame in list(self._frames.items()):
-            physical = walk(self._memory, cpu.paging(), page, mark=False)
+            physical = walk(self._memory, registers, page, mark=False)
             if not isinstance(physical, int) or physical >> PAGE_SHIFT != frame:
-                self._drop(page, 0, PAGE_SIZE)
-                del self._frames[page]
-
-    def _written(self, frame: int) -> "_Watcher":
-        return _Watcher(self, frame)
+                self._drop(page)
+                self._mirror_page(page, registers)
 
     def written(self, frame: int, offset: int, length: int) -> None:
-        """Somebody stored into a frame that descriptors were mirrored from."""
-        for page, known in self._frames.items():
+        """Somebody stored into a frame that descriptors are mirrored from; length 0: it is no longer watched."""
+        for page, known in list(self._frames.items()):
             if known == frame:
-                self._drop(page, offset, length)
+                if length:
+                    self._install(page, offset, length)
+                else:
+                    self._drop(page)
 
-    def _drop(self, page: int, offset: int, length: int) -> None:
-        first, last = page + offset, page + offset + length
-        for where, address in list(self._mirrored.items()):
-            if address + 8 > first and address < last:
-                del self._mirrored[where]
-                self._user_code.pop(where, None)
-                self._pages.write(self._page, where, 0)
+    def _drop(self, page: int) -> None:
+        del self._frames[page]
+        for at in [at for at in self._installed if (self._base + at) & 0xFFFF_F000 == page]:
+            self._installed.discard(at)
+            self._user_code.pop(at, None)
+            self._pages.write(self._page, at, 0)
 
 
 class _Watcher:
@@ -221,8 +255,6 @@ class DeprivilegedCpu:
               cr2: int) -> None:  # fmt: skip
         """Take over a guest with these registers, in protected mode; raises NotEmulated."""
         self._require_protected_mode(registers.cr0)
-        self.gdt_mirror.forget()
-        self.ldt_mirror.forget()
         self._registers = registers
         self._gdt, self._idt, self._ldt, self._task, self._cr2 = gdt, idt, ldt, task, cr2
         self._note_tables()
@@ -235,6 +267,8 @@ class DeprivilegedCpu:
         )
         self._paging.load(registers)
         self._vcpu.set_control(self._physical_cr0(), self._paging.root, self._physical_cr4(), _EFER)
+        self.gdt_mirror.load(*gdt, registers)
+        self._load_ldt()
 
     # ------------------------------------------------------------------ flags
 
@@ -289,7 +323,7 @@ class DeprivilegedCpu:
 
     def _mirror(self, selector: int) -> None:
         if selector & 0xFFFC:
-            (self.ldt_mirror if selector & 4 else self.gdt_mirror).mirror(self, selector)
+            (self.ldt_mirror if selector & 4 else self.gdt_mirror).mirror(selector, self._registers)
 
     def _crossed(self) -> None:
         user = self._vcpu.cpl() == 3
@@ -316,7 +350,7 @@ class DeprivilegedCpu:
         """LGDT."""
         self._gdt = table
         self._note_tables()
-        self.gdt_mirror.forget()
+        self.gdt_mirror.load(*table, self._registers)
 
     def idt(self) -> TableRegister:
         """IDTR."""
@@ -334,7 +368,11 @@ class DeprivilegedCpu:
     def set_ldt(self, segment: Segment) -> None:
         """LLDT."""
         self._ldt = segment
-        self.ldt_mirror.forget()
+        self._load_ldt()
+
+    def _load_ldt(self) -> None:
+        ldt = self._ldt
+        self.ldt_mirror.load(ldt.base, ldt.limit if ldt.selector & 0xFFFC else 0, self._registers)
 
     def task_segment(self) -> Segment:
         """TR."""
@@ -400,8 +438,8 @@ class DeprivilegedCpu:
         self._check_mirrors()
 
     def _check_mirrors(self) -> None:
-        self.gdt_mirror.check(self)
-        self.ldt_mirror.check(self)
+        self.gdt_mirror.check(self._registers)
+        self.ldt_mirror.check(self._registers)
 
     def _physical_cr0(self) -> int:
         return _CR0_FIXED | self._registers.cr0 & _CR0_OF_GUEST

@@ -31,9 +31,10 @@ from hvemu.engine import layout
 from hvemu.engine.block_clock import BUDGET
 from hvemu.memory.frame_pool import FramePool
 from hvemu.memory.shadow import MMIO_WINDOW, ShadowPaging, ShadowPolicy, Traced
+from hvemu.modes.audit import Audit
 from hvemu.modes.deprivileged import DeprivilegedCpu, HypervisorPages
 from hvemu.modes.direct_execution import DirectExecution, Services
-from hvemu.trace.events import Exited
+from hvemu.trace.events import Exited, Warned
 from hvemu.vocabulary.addresses import PAGE_SHIFT, Position
 from hvemu.vocabulary.errors import ExitStatus, HostBug, UserError
 from hvemu.vocabulary.exits import MNEMONICS, AssistKind, ExitKind, PagingEvent
@@ -52,7 +53,7 @@ class TrapMode(DirectExecution):
     _engine_holds_if = False
     _suspicious = re.compile(rb"\x0f\xc7")
 
-    def __init__(self, services: Services, policy: ShadowPolicy | None = None) -> None:
+    def __init__(self, services: Services, policy: ShadowPolicy | None = None, *, audit: bool = False) -> None:
         vcpu, memory, ledger = services.vcpu, services.memory, services.ledger
         pool = FramePool(memory.machine, 1, (memory.base >> PAGE_SHIFT) - 1)  # nothing of ours is at 0
         pages = HypervisorPages(vcpu, pool)
@@ -66,6 +67,9 @@ class TrapMode(DirectExecution):
         self._repeated = 0
         self._stepping_over = self._guest_steps = False
         self._exits = {kind: ledger.counter(kind) for kind in ExitKind}
+        self.audit = Audit(self._guest, vcpu, memory) if audit else None
+        if audit:
+            self._suspicious = re.compile(b"")
         services.msrs.changed = self._msr_changed
         vcpu.map_ram(0, memory.machine.size, memory.machine.host_address)
         vcpu.map_mmio(
@@ -301,10 +305,20 @@ class TrapMode(DirectExecution):
     # ------------------------------------------------------------------ interception
 
     def _is_intercepted(self, mnemonic: str, operands: str) -> bool:
+        if self.audit is not None and self.audit.concerns(mnemonic, operands):
+            return True
         return mnemonic in ("rdrand", "rdseed")
 
     def _wants(self, instruction: Instruction) -> bool:
-        return True
+        if instruction.mnemonic in ("rdrand", "rdseed"):
+            return True
+        assert self.audit is not None
+        detailed = self._detailed()
+        if detailed is not None:
+            lie = self.audit.examine(instruction, detailed)
+            if lie is not None and self._tracer.active:
+                self._tracer.publish(Warned(self.position(), lie))
+        return False  # it executes as it would without anybody looking
 
     def _emulate(self, instruction: Instruction) -> None:
         super()._exception(Event(INVALID_OPCODE))

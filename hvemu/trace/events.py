@@ -52,6 +52,13 @@ class InputArrived(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Warned(Event):
+    """Something that somebody should know went wrong, without an exit."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ended(Event):
     """The guest stopped for good."""
 

@@ -6,20 +6,10 @@
 from collections import defaultdict
 from typing import Any
 
-from hvemu.vocabulary.exits import MNEMONICS, AssistKind, ExitKind, PagingEvent
+from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, detail_name
 
 Counter = defaultdict[int, int]
 Kind = ExitKind | AssistKind | PagingEvent
-_BY_VECTOR = frozenset(
-    {
-        AssistKind.EXCEPTION,
-        AssistKind.SOFTWARE_INTERRUPT,
-        AssistKind.EXTERNAL_INTERRUPT,
-        AssistKind.NMI,
-        ExitKind.REFLECTED_EXCEPTION,
-        ExitKind.REFLECTED_INTERRUPT,
-    }
-)
 
 
 class Ledger:
@@ -54,12 +44,6 @@ class Ledger:
             group = "exits" if isinstance(kind, ExitKind) else "assists"
             result[group][kind.value] = sum(counts.values())
             result[f"{group}_by_detail"][kind.value] = {
-                _name(kind, detail): counts[detail] for detail in sorted(counts)
+                detail_name(kind, detail): counts[detail] for detail in sorted(counts)
             }
         return {group: dict(sorted(values.items())) for group, values in result.items()}
-
-
-def _name(kind: Kind, detail: int) -> str:
-    if kind is ExitKind.PRIVILEGED:
-        return MNEMONICS[detail]
-    return str(detail) if kind in _BY_VECTOR else f"{detail:#x}"

@@ -95,6 +95,25 @@ MNEMONICS = tuple(
 )
 """Details of PRIVILEGED, by their index; "mov" is to or from a control, debug or segment register."""
 
+_BY_VECTOR = frozenset(
+    {
+        AssistKind.EXCEPTION,
+        AssistKind.SOFTWARE_INTERRUPT,
+        AssistKind.EXTERNAL_INTERRUPT,
+        AssistKind.NMI,
+        ExitKind.REFLECTED_EXCEPTION,
+        ExitKind.REFLECTED_INTERRUPT,
+    }
+)
+
+
+def detail_name(kind: ExitKind | AssistKind, detail: int) -> str:
+    """A detail as the ledger shows it: a mnemonic, a vector in decimal, or a port or address in hexadecimal."""
+    if kind is ExitKind.PRIVILEGED:
+        return MNEMONICS[detail]
+    return str(detail) if kind in _BY_VECTOR else f"{detail:#x}"
+
+
 VECTOR_NAMES = {
     0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 9: "coprocessor overrun",
     10: "#TS", 11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC", 19: "#XM",

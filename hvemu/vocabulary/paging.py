@@ -36,6 +36,13 @@ ERROR_WRITE: Final = 2
 ERROR_USER: Final = 4
 ERROR_RESERVED: Final = 8
 ERROR_FETCH: Final = 16
+_ERROR_WORDS: Final = ((ERROR_USER, "user"), (ERROR_PRESENT, "protection"), (ERROR_RESERVED, "reserved bit"))
+
+
+def error_words(code: int) -> str:
+    """A page-fault error code for people: ``write, user`` for 6. Without "protection" no page was present."""
+    access = "fetch" if code & ERROR_FETCH else "write" if code & ERROR_WRITE else "read"
+    return ", ".join([access, *(word for bit, word in _ERROR_WORDS if code & bit)])
 
 
 class PagingRegisters(NamedTuple):

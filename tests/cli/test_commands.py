@@ -8,7 +8,7 @@ import hvemu
 from hvemu.cli import main
 from hvemu.machine.configuration import CPU_MODELS
 from hvemu.testing.catalog import catalog
-from hvemu.vocabulary.exits import AssistKind, ExitKind
+from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent
 
 from .process import run
 
@@ -16,7 +16,7 @@ Captured = pytest.CaptureFixture[str]
 FIRST = {
     "guests": list(catalog()),
     "cpus": list(CPU_MODELS),
-    "exits": [str(kind) for kind in (*ExitKind, *AssistKind)],
+    "exits": [str(kind) for kind in (*ExitKind, *AssistKind, *PagingEvent)],
 }
 
 
@@ -50,7 +50,7 @@ def test_the_list_of_cpus_shows_no_long_mode(capsys: Captured) -> None:
         assert "lm" not in row["features"]
 
 
-@pytest.mark.parametrize("kind", [*ExitKind, *AssistKind])
+@pytest.mark.parametrize("kind", [*ExitKind, *AssistKind, *PagingEvent])
 def test_every_kind_is_explained(kind: str, capsys: Captured) -> None:
     """What, who, where and what to read."""
     assert 0 == main(["explain", kind])
