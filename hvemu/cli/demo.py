@@ -5,23 +5,39 @@ import sys
 
 from hvemu.cli.ending import Ending
 from hvemu.cli.report import summary_lines
+from hvemu.machine.configuration import MODES
 from hvemu.machine.machine import Machine
 from hvemu.testing.catalog import catalog
 from hvemu.testing.running import guest_configuration, run_guest
 from hvemu.vocabulary.errors import ExitStatus, UserError
 
 _GUEST = "ring3"
+_NEXT = {"native": "io_out, hvemu demo --mode trap", "trap": "hidden_fault"}
+"""What to explain, and more, after a demonstration in a mode."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the demonstration; another guest may be named."""
+    """Run the demonstration; another guest and another mode may be named."""
     if arguments and arguments[0] in ("-h", "--help"):
-        print("usage: hvemu demo [GUEST]\n\nBoots a guest of the catalogue and prints its console and its ledger.")
+        print(
+            "usage: hvemu demo [GUEST] [--mode MODE]\n\n"
+            f"Boots a guest of the catalogue and prints its console and its ledger. Modes: {', '.join(MODES)}."
+        )
         return 0
-    name = arguments[0] if arguments else _GUEST
+    name, mode = _GUEST, MODES[0]
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option == "--mode":
+            mode = value if equals else next(words, "")
+        elif word.startswith("-"):
+            raise UserError(f"hvemu demo does not know '{word}'", "Type: hvemu demo --help.")
+        else:
+            name = word
     guest = catalog().get(name)
     if guest is None:
         raise UserError(f"There is no guest '{name}'", f"Guests are: {', '.join(catalog())}.")
+    configuration = guest_configuration(guest, mode=mode)
     print(f"Guest '{guest.name}': {guest.title}\n{guest.lesson}\n\n--- its serial console")
     sys.stdout.flush()
     with contextlib.ExitStack() as stack:
@@ -29,11 +45,11 @@ def main(arguments: list[str]) -> int:
         def watch(machine: Machine) -> None:
             stack.enter_context(Ending(machine, guest.timeout))
 
-        result = run_guest(guest_configuration(guest), keys=guest.input, keys_after=guest.input_after, prepare=watch)
+        result = run_guest(configuration, keys=guest.input, keys_after=guest.input_after, prepare=watch)
     if result.status == ExitStatus.INTERRUPTED:
         return int(ExitStatus.INTERRUPTED)
     print(result.console.rstrip("\n"))
     print("--- what the hypervisor saw")
     print("\n".join(summary_lines(result.statistics)))
-    print("\nNext: hvemu explain io_out, hvemu list guests, hvemu run hello")
+    print(f"\nNext: hvemu explain {_NEXT.get(mode, 'io_out')}, hvemu list guests, hvemu run hello")
     return int(ExitStatus.POWER_OFF if result.status == guest.expected_status else ExitStatus.DIFFERENT)

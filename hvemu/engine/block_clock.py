@@ -38,8 +38,11 @@ _TSC_CODE = bytes.fromhex(
     "4610760231c0488b566848035638482b16482b56284829c2480faf56704803564889d049890048c1ea204989501048ff"
     "4650b801000000c3ff6658"
 )
-# code:   sub qword [rcx],1 / js stop / ret / stop: jmp [rcx+8]
-_CODE_CODE = bytes.fromhex("48832901 7801 c3 ff6108")
+# code:   mov rax,[rcx+32] / and dword [rax],~0xcd5      (the engine stores all flags there before a code hook; PUSHF
+#         sub qword [rcx],1 / js stop / ret                             would mix them into those it computes later)
+# stop:   jmp [rcx+8]
+_CODE_CODE = bytes.fromhex("488b4120 81202af3ffff 48832901 7801 c3 ff6108")
+_SPLIT_FLAGS = 0xCD5
 WINDOW_BIAS = 1 << 62
 _FOREVER = (1 << 61) - 1
 
@@ -194,10 +197,12 @@ def _restarted(address: int, size: int, next_address: int, next_size: int) -> bo
 class InstructionCounter:
     """Counts instructions natively, on demand: a hook on every instruction, with a budget of its own."""
 
-    def __init__(self, handle: int, *, native: bool | None = None) -> None:
+    def __init__(self, handle: int, eflags_address: int, *, native: bool | None = None) -> None:
         self.native = native_clock_supported() if native is None else native
         self.cells = _cells()
         self._handle = handle
+        self.cells[EFLAGS_ADDRESS] = eflags_address
+        self._flags = ctypes.c_uint32.from_address(eflags_address)
         self._loaded = 0
         self.total = 0
         """Instructions started before the last ``load``."""
@@ -234,6 +239,7 @@ class InstructionCounter:
         self.total -= 1
 
     def _python_code(self, _engine: int, _address: int, _size: int, _data: int) -> None:
+        self._flags.value &= ~_SPLIT_FLAGS
         self.cells[BUDGET] -= 1
         if self.cells[BUDGET] < 0:
             binding.library.uc_emu_stop(ctypes.c_void_p(self._handle))

@@ -232,7 +232,7 @@ def _intercept_is_exact() -> str | None:
 
 def _instructions_are_counted() -> str | None:
     rig = Rig()
-    counter = InstructionCounter(rig.vcpu.handle)
+    counter = InstructionCounter(rig.vcpu.handle, rig.vcpu.eflags_address)
     rig.code("b964000000 49 75fd f4")
     rig.go()
     whole = counter.count()

@@ -47,6 +47,7 @@ _QUAD_BASE_ES, _QUAD_BASE_SS, _QUAD_BASE_DS = (
     (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * index) // 8 + 1 for index in (ES, SS, DS)
 )
 _KNOWN = 65536
+_NOT_SPLIT = ~(layout.ARITHMETIC_FLAGS | FLAG_DF) & 0xFFFF_FFFF
 _HF_INHIBIT_IRQ = 1 << 3
 _HF_KEPT = ~((3 << 0) | (1 << 4) | (1 << 5) | (1 << 6) | (1 << 7) | (7 << 9) | (3 << 14) | (1 << 22)) & 0xFFFF_FFFF
 _MODEL_STATE = ("FPCW", 0x37F), ("FPSW", 0), ("FPTAG", 0xFFFF), ("MXCSR", 0x1F80)
@@ -89,7 +90,9 @@ class Vcpu:
         self.words = self.state.cast("I")
         self.quads = self.state.cast("Q")
         layout.calibrate(self._uc, self.state)
-        self.clock = BlockClock(self._handle, address + 4 * layout.WORD_EFLAGS, native=native_clock)
+        self.eflags_address = address + 4 * layout.WORD_EFLAGS
+        """Where the engine keeps EFLAGS, for machine code of ours."""
+        self.clock = BlockClock(self._handle, self.eflags_address, native=native_clock)
         self._paging = PagingRegisters(0, 0, 0, 0)
         self._known_tables: dict[bytes, SystemTables] = {}
         self._known_segments: dict[bytes, Segment] = {}
@@ -259,7 +262,11 @@ class Vcpu:
         """One instruction at a linear address, just before it executes. Flush its translation afterwards."""
         fail = self._fail
 
+        words = self.words
+
         def hook(_engine: int, address: int, _size: int, _data: int) -> None:
+            # The engine has stored all flags in EFLAGS for us, and would let PUSHF mix them into later ones
+            words[layout.WORD_EFLAGS] &= _NOT_SPLIT
             try:
                 callback(address)
             except BaseException as error:

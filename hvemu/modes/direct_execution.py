@@ -140,7 +140,7 @@ class DirectExecution(ABC):
         self.memory.forget_code = vcpu.forget_code
         if services.host_time is None:
             vcpu.clock.install()
-        self._counter = InstructionCounter(vcpu.handle) if services.count_instructions else None
+        self._counter = InstructionCounter(vcpu.handle, vcpu.eflags_address) if services.count_instructions else None
         vcpu.on_interrupt(self._on_interrupt)
         vcpu.on_invalid_instruction(self._on_invalid)
         vcpu.on_port_in(self._on_in)

@@ -107,6 +107,29 @@ def test_the_demonstration_needs_no_name(capsys: Captured) -> None:
     assert "Hello from ring 3" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["--mode", "trap"], ["paging", "--mode=trap"]])
+def test_the_demonstration_in_another_mode(words: list[str], capsys: Captured) -> None:
+    """The ledger of mode trap has its own exits, faults in words, and what paging did."""
+    assert 0 == main(["demo", *words])
+    output = capsys.readouterr().out
+    for part in (
+        "PASS",
+        "  privileged ",
+        "  hidden_fault ",
+        "write, user, protection: ",
+        "paging:\n",
+        "  shadow_fill ",
+    ):
+        assert part in output
+
+
+@pytest.mark.parametrize("words", [["--mode"], ["--mode", "ring0"], ["--made", "trap"]])
+def test_the_demonstration_refuses_other_words(words: list[str], capsys: Captured) -> None:
+    """Status 2 and a sentence."""
+    assert 2 == main(["demo", *words])
+    assert capsys.readouterr().err.startswith("hvemu: ")
+
+
 def test_the_demonstration_of_a_loop_ends(capsys: Captured) -> None:
     """After the time that the catalogue allows."""
     assert 0 == main(["demo", "loop_forever"])
