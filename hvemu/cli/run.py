@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
         stub = _gdb_stub(machine, options.gdb, options.paused)
         if stub is not None:
             stack.callback(stub.close)
+        machine.mode.warn = lambda text: print(f"hvemu: {text}", file=sys.stderr)
         _run(machine, configuration, console, stub, options.timeout, options.max_instructions, options.paused)
         stop = machine.stop
         if options.ledger:

@@ -34,6 +34,7 @@ from hvemu.cpu.segment_loads import (
 )
 from hvemu.cpu.state import (
     ATTRIBUTE_BIG,
+    ATTRIBUTE_GRANULARITY,
     DS,
     EAX,
     ECX,
@@ -56,7 +57,7 @@ from hvemu.vocabulary.paging import CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_
 
 CR4_LEGAL: Final = 0x7FF & ~0x2
 """PVI is reserved without VME; bits above OSXMMEXCPT belong to features that no model shows."""
-_FLAT_32: Final = 0x00CF0000
+_FLAT_32: Final = ATTRIBUTE_BIG | ATTRIBUTE_GRANULARITY
 _GENERAL = {name: (index, 4, 0) for index, name in enumerate(GPR_NAMES)}
 _GENERAL |= {name[1:]: (index, 2, 0) for index, name in enumerate(GPR_NAMES)}
 _GENERAL |= {name: (index, 1, 0) for index, name in enumerate(("al", "cl", "dl", "bl"))}
@@ -165,13 +166,18 @@ class PrivilegedInstructions:
         if result is None or isinstance(result, (bool, Halt)):
             if result is not True:  # True: a transfer, which has set EIP
                 cpu.set_eip(cpu.eip() + len(instruction.code))
-            flags = cpu.eflags()
-            if flags & FLAG_RF and instruction.mnemonic not in ("iretd", "iret"):
-                cpu.set_eflags(flags & ~FLAG_RF)
-            if not _shadows(instruction):
-                cpu.set_interrupt_shadow(False)
+            if instruction.mnemonic not in ("iretd", "iret"):
+                self._clear_resume_flag()
+            # Of several in a row that hold off interrupts, the first counts
+            cpu.set_interrupt_shadow(_shadows(instruction) and not cpu.interrupt_shadow())
             return result if isinstance(result, Halt) else None
         return result
+
+    def _clear_resume_flag(self) -> None:
+        """What every instruction that is done does to EFLAGS.RF (SDM vol. 3B, 18.3.1.1)."""
+        flags = self._cpu.eflags()
+        if flags & FLAG_RF:
+            self._cpu.set_eflags(flags & ~FLAG_RF)
 
     # ------------------------------------------------------------------ operands
 
@@ -193,7 +199,7 @@ class PrivilegedInstructions:
         return self._load(effective_address(self._cpu, instruction, operand), size)
 
     def store(self, instruction: Detailed) -> bool:
-        """Do a plain store, MOV to memory, in place of the CPU; False when it is another instruction."""
+        """Do a plain store, MOV to memory, in place of the CPU; False when it is another instruction or faults."""
         if instruction.mnemonic != "mov" or instruction.operands[0].kind != "mem" or instruction.repeated:
             return False
         target, source = instruction.operands
@@ -202,9 +208,13 @@ class PrivilegedInstructions:
         cpu = self._cpu
         value = self._value(instruction, source, target.size).to_bytes(target.size, "little")
         address = effective_address(self._cpu, instruction, target)
-        write_linear(self._memory, cpu.paging(), address, value, user=cpu.cpl() == 3)
+        try:
+            write_linear(self._memory, cpu.paging(), address, value, user=cpu.cpl() == 3)
+        except LinearFault:  # on the second of two pages
+            return False
         cpu.set_eip(cpu.eip() + len(instruction.code))
         cpu.set_interrupt_shadow(False)
+        self._clear_resume_flag()
         return True
 
     # ------------------------------------------------------------------ flags, halting, caches
@@ -224,7 +234,6 @@ class PrivilegedInstructions:
     def _sti(self, _instruction: Detailed) -> None:
         self._require_iopl()
         self._cpu.set_eflags(self._cpu.eflags() | FLAG_IF)
-        self._cpu.set_interrupt_shadow(not self._cpu.interrupt_shadow())  # of several in a row, the first counts
 
     def _hlt(self, _instruction: Detailed) -> Halt:
         self._require_ring_0()
@@ -349,7 +358,6 @@ class PrivilegedInstructions:
         cpu = self._cpu
         if index == SS:
             cpu.set_segment(SS, stack_segment(cpu, self._memory, selector, cpu.cpl()))
-            cpu.set_interrupt_shadow(not cpu.interrupt_shadow())
         else:
             cpu.set_segment(index, data_segment(cpu, self._memory, selector))
 
@@ -424,12 +432,9 @@ class PrivilegedInstructions:
         return True
 
 
-_SHADOWING = frozenset({"sti", "lss"})
-
-
 def _shadows(instruction: Detailed) -> bool:
-    """STI and loads of SS inhibit interrupts for the next instruction."""
-    if instruction.mnemonic in _SHADOWING:
+    """STI, MOV SS and POP SS inhibit interrupts for the next instruction; LSS, which needs no other, does not."""
+    if instruction.mnemonic == "sti":
         return True
     return instruction.mnemonic in ("mov", "pop") and instruction.operands[0].register == SEGMENT_NAMES[SS]
 

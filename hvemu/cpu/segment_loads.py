@@ -4,11 +4,10 @@ Works on a CpuPort and guest memory, like event delivery; used where the engine'
 descriptor tables are not the guest's. Not emulated: task gates and task switches.
 """
 
-import struct
 from typing import NamedTuple, NoReturn
 
 from hvemu.cpu.delivery import GENERAL_PROTECTION, INVALID_TSS, NOT_PRESENT, STACK_FAULT, inner_stack
-from hvemu.cpu.linear import read_linear, read_linear_u64, write_linear
+from hvemu.cpu.linear import probe_write, read_linear, read_linear_u64, write_linear
 from hvemu.cpu.state import (
     ATTRIBUTE_ACCESSED,
     ATTRIBUTE_BIG,
@@ -124,6 +123,8 @@ def _code_segment(cpu: CpuPort, memory: GuestPhysicalMemory, selector: int, cpl:
     if not attributes & ATTRIBUTE_S and not returning:
         kind = attributes >> 8 & 0xF
         if kind in (1, 5, 9) and _dpl(attributes) >= max(cpu.cpl(), selector & 3):
+            if not attributes & ATTRIBUTE_PRESENT:
+                raise SegmentFault(NOT_PRESENT, error)
             raise NotEmulated(f"a far transfer goes to selector {selector:#06x}, a task")
         raise SegmentFault(GENERAL_PROTECTION, error)
     if attributes & (ATTRIBUTE_S | ATTRIBUTE_CODE) != ATTRIBUTE_S | ATTRIBUTE_CODE:
@@ -174,11 +175,11 @@ def _gate_code(cpu: CpuPort, memory: GuestPhysicalMemory, selector: int, *, inwa
     dpl = _dpl(attributes)
     if attributes & (ATTRIBUTE_S | ATTRIBUTE_CODE) != ATTRIBUTE_S | ATTRIBUTE_CODE or dpl > cpl:
         raise SegmentFault(GENERAL_PROTECTION, error)
-    if not attributes & ATTRIBUTE_PRESENT:
-        raise SegmentFault(NOT_PRESENT, error)
     target = cpl if attributes & ATTRIBUTE_CONFORMING else dpl
     if target != cpl and not inward:
         raise SegmentFault(GENERAL_PROTECTION, error)
+    if not attributes & ATTRIBUTE_PRESENT:
+        raise SegmentFault(NOT_PRESENT, error)
     return _accessed(cpu, memory, address, selector & ~3 | target, descriptor), target
 
 
@@ -187,13 +188,10 @@ def _call_inward(
 ) -> None:
     """CALL through a gate to an inner ring: its stack from the TSS, parameters copied from the old one."""
     old, pointer = cpu.segment(SS), cpu.gpr(ESP)
-    parameters = _pop(cpu, memory, gate.parameters, gate.size)
     stack, top = inner_stack(cpu, memory, ring)
-    values = [after, cpu.segment(CS).selector, *parameters, pointer, old.selector]
-    mask = (1 << 8 * gate.size) - 1
-    frame = b"".join((value & mask).to_bytes(gate.size, "little") for value in values)
-    new = _stack_pointer(stack, top, -len(frame))
-    write_linear(memory, cpu.paging(), stack.base + _offset(stack, new), frame)
+    parameters = _pop(cpu, memory, gate.parameters, gate.size)
+    values = [old.selector, pointer, *reversed(parameters), cpu.segment(CS).selector, after]
+    new = _push(cpu, memory, stack, top, values, gate.size)
     cpu.set_code_and_stack(code, stack)
     cpu.set_gpr(ESP, new)
     cpu.set_eip(gate.offset)
@@ -221,11 +219,8 @@ def far_call(cpu: CpuPort, memory: GuestPhysicalMemory, selector: int, offset: i
         size, offset = gate.size, gate.offset
     else:
         code = _code_segment(cpu, memory, selector, cpu.cpl(), returning=False)
-    frame = struct.pack("<II" if size == 4 else "<HH", after & (0xFFFF_FFFF if size == 4 else 0xFFFF),
-                        cpu.segment(CS).selector)  # fmt: skip
-    stack = cpu.segment(SS)
-    top = _stack_pointer(stack, cpu.gpr(ESP), -len(frame))
-    write_linear(memory, cpu.paging(), stack.base + _offset(stack, top), frame, user=cpu.cpl() == 3)
+    values = [cpu.segment(CS).selector, after]
+    top = _push(cpu, memory, cpu.segment(SS), cpu.gpr(ESP), values, size, user=cpu.cpl() == 3)
     cpu.set_gpr(ESP, top)
     cpu.set_segment(CS, code)
     cpu.set_eip(offset)
@@ -289,6 +284,8 @@ def _task_return(cpu: CpuPort, memory: GuestPhysicalMemory) -> NoReturn:
         raise SegmentFault(INVALID_TSS, error) from None
     if descriptor >> 40 & 0x1F not in (0x3, 0xB):
         raise SegmentFault(INVALID_TSS, error)
+    if not descriptor >> 47 & 1:
+        raise SegmentFault(NOT_PRESENT, error)
     raise NotEmulated("IRET with NT set is a task switch, which hvemu does not emulate")
 
 
@@ -297,7 +294,10 @@ def _to_outer_ring(
 ) -> None:
     stack = stack_segment(cpu, memory, selector, ring)
     cpu.set_code_and_stack(code, stack)
-    cpu.set_gpr(ESP, _stack_pointer(stack, pointer, release))
+    pointer += release
+    if not stack.attributes & ATTRIBUTE_BIG:  # the upper half stays that of the inner ring
+        pointer = cpu.gpr(ESP) & 0xFFFF_0000 | pointer & 0xFFFF
+    cpu.set_gpr(ESP, pointer)
     for index in (ES, DS, FS, GS):
         segment = cpu.segment(index)
         conforming = segment.attributes & ATTRIBUTE_CODE and segment.attributes & ATTRIBUTE_CONFORMING
@@ -316,6 +316,27 @@ def _pop(
         data = read_linear(memory, cpu.paging(), stack.base + _offset(stack, at), size, user=cpu.cpl() == 3)
         values.append(int.from_bytes(data, "little"))
     return values
+
+
+def _push(
+    cpu: CpuPort,
+    memory: GuestPhysicalMemory,
+    stack: Segment,
+    pointer: int,
+    values: list[int],
+    size: int,
+    *,
+    user: bool = False,
+) -> int:
+    """Store values below ``pointer``, the last one lowest, all or none; returns the new stack pointer."""
+    paging, mask = cpu.paging(), (1 << 8 * size) - 1
+    tops = [_stack_pointer(stack, pointer, -size * number) for number in range(1, len(values) + 1)]
+    for top in tops:
+        probe_write(memory, paging, stack.base + _offset(stack, top), size, user=user)
+    for top, value in zip(tops, values, strict=True):
+        data = (value & mask).to_bytes(size, "little")
+        write_linear(memory, paging, stack.base + _offset(stack, top), data, user=user)
+    return tops[-1]
 
 
 def _offset(stack: Segment, pointer: int) -> int:

@@ -306,8 +306,15 @@ class Vcpu:
         self._uc.ctl_flush_tb()
 
     def forget_code_at(self, linear: int, size: int) -> None:
-        """Drop the translations of ``[linear, linear+size)`` of the current address space."""
+        """Drop the translations of ``[linear, linear+size)`` of the current address space.
+
+        The engine translates the address as the CPU does, and would leave a page fault behind where there is none.
+        """
+        words, cr2 = self.words, self.quads[layout.QUAD_CR + 2]
+        kept = words[layout.WORD_OLD_EXCEPTION], words[layout.WORD_ERROR_CODE], words[layout.WORD_IS_SOFTWARE]
         self._uc.ctl_remove_cache(linear, linear + size)
+        words[layout.WORD_OLD_EXCEPTION], words[layout.WORD_ERROR_CODE], words[layout.WORD_IS_SOFTWARE] = kept
+        self.quads[layout.QUAD_CR + 2] = cr2
 
     def flush_tlb(self) -> None:
         """Drop every cached address translation."""

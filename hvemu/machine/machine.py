@@ -33,6 +33,8 @@ _STRETCH: Final = 25_000_000
 _SHORTEST_STRETCH: Final = 10_000
 _PATIENCE: Final = 0.05
 
+_ENDED_BADLY: Final = frozenset({ExitStatus.GUEST_ENDED, ExitStatus.TRIPLE_FAULT, ExitStatus.HALTED, ExitStatus.LIMIT})
+
 Idle = Callable[[float], bool]
 """Wait up to so many host seconds for input; returns whether some may still come."""
 
@@ -96,6 +98,8 @@ class Machine:
                 self._obey()
         finally:
             self.wall_seconds += time.perf_counter() - started
+        if self.stop is not None and self.stop.status in _ENDED_BADLY and (remark := self.mode.remark()):
+            self.stop = Stop(self.stop.status, f"{self.stop.reason} {remark}")
         if self.stop is not None and self.tracer.active:
             self.tracer.publish(Ended(mode.position(), self.stop.status, self.stop.reason))
         return self.stop

@@ -125,7 +125,7 @@ class _Root:
         view = pool.machine.view
         _ENTRY.pack_into(view, self.pml4, self.pdpt | _TABLE)
         if reserved:
-            _ENTRY.pack_into(view, self.pml4 + 8, reserved | PTE_PRESENT | PTE_WRITABLE)
+            _ENTRY.pack_into(view, self.pml4 + 8, reserved | PTE_PRESENT | PTE_WRITABLE | PTE_USER)
         for index, directory in enumerate(self.directories):
             _ENTRY.pack_into(view, self.pdpt + 8 * index, directory | _TABLE)
         # An access that crosses 4 GiB goes on at 0

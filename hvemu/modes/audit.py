@@ -42,7 +42,6 @@ class Audit:
         self._sites: set[int] = set()
         self.findings: list[str] = []
         """A sentence for each place, in the order in which they were found."""
-        self.report: Callable[[str], None] = lambda text: None
         self._table: dict[str, Callable[[Detailed], str | None]] = {
             "sgdt": self._gdt, "sidt": self._idt, "sldt": self._ldt, "str": self._task, "smsw": self._status,
             "pushf": self._push_flags, "pushfd": self._push_flags, "popf": self._pop_flags, "popfd": self._pop_flags,
@@ -50,6 +49,17 @@ class Audit:
             "iret": self._return, "iretd": self._return, "lcall": self._far_call, "call": self._far_call,
             "mov": self._selector, "push": self._selector,
         }  # fmt: skip
+
+    def summary(self) -> str:
+        """What was found, for the sentence with which a guest ends."""
+        if not self.findings:
+            return "No sensitive instruction gave it a wrong answer."
+        if len(self.findings) == 1:
+            return f"It was fooled {self.findings[0]}."
+        return (
+            f"Sensitive instructions fooled it in {len(self.findings)} places, last {self.findings[-1]},"
+            f" first {self.findings[0]}."
+        )
 
     def concerns(self, mnemonic: str, operands: str) -> bool:
         """Whether an instruction is sensitive without being privileged."""
@@ -71,7 +81,6 @@ class Audit:
         self._sites.add(linear)
         text = f"at EIP {self._vcpu.eip():#010x} '{instruction}' {lie}"
         self.findings.append(text)
-        self.report(text)
         return text
 
     # ------------------------------------------------------------------ one check a mnemonic: None, or the lie

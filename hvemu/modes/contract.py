@@ -1,5 +1,6 @@
 """What the machine knows of a mode: enter, run to a position, interrupt, leave."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from hvemu.cpu.state import VirtualCpu
@@ -60,6 +61,12 @@ class ExecutionMode(Protocol):
 
     def limit_instructions(self, amount: int) -> None:
         """End the guest before it starts more than ``amount`` further instructions; ValueError without counting."""
+
+    warn: Callable[[str], None]
+    """Told what people should know while the guest runs; set by whoever shows it."""
+
+    def remark(self) -> str:
+        """What the technique has to say when the guest ended badly: a sentence, or nothing."""
 
     def dirty_pages(self) -> set[int]:
         """Guest frames written since the last call; all frames at the first."""

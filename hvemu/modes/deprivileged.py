@@ -33,7 +33,7 @@ from hvemu.engine.vcpu import Vcpu
 from hvemu.memory.frame_pool import FramePool
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.shadow import ShadowPaging
-from hvemu.memory.walk import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_WRITABLE, walk
+from hvemu.memory.walk import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_USER, PTE_WRITABLE, walk
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
 from hvemu.vocabulary.paging import (
     CR0_EM,
@@ -79,8 +79,8 @@ class HypervisorPages:
         self._view = pool.machine.view
         self.pdpt = pool.take()
         directory, self._table = pool.take(), pool.take()
-        _QUAD.pack_into(self._view, self.pdpt, directory | PTE_PRESENT | PTE_WRITABLE)
-        _QUAD.pack_into(self._view, directory, self._table | PTE_PRESENT | PTE_WRITABLE)
+        _QUAD.pack_into(self._view, self.pdpt, directory | PTE_PRESENT | PTE_WRITABLE | PTE_USER)
+        _QUAD.pack_into(self._view, directory, self._table | PTE_PRESENT | PTE_WRITABLE | PTE_USER)
         self.pages = [pool.take() for _ in range(VMM_FRAMES - 1)]
         bits = PTE_PRESENT | PTE_WRITABLE | PTE_ACCESSED | PTE_DIRTY | PTE_NX
         for index, page in enumerate(self.pages):
@@ -100,10 +100,15 @@ class HypervisorPages:
         self._vcpu.flush_tlb()
 
     def forget_frame(self, address: int) -> None:
-        """Drop translated code of a machine frame, through a window that is executable for the moment."""
-        entry = self._table + 8 * _SCRATCH
-        _QUAD.pack_into(self._view, entry, address | PTE_PRESENT | PTE_ACCESSED)
-        self._vcpu.forget_code_at(VMM_BASE + _SCRATCH * PAGE_SIZE, PAGE_SIZE)
+        """Drop translated code of a machine frame."""
+        self.forget_range(address, PAGE_SIZE)
+
+    def forget_range(self, address: int, size: int) -> None:
+        """Drop translated code in a part of a machine frame, through a window that is executable for the moment."""
+        entry, offset = self._table + 8 * _SCRATCH, address & (PAGE_SIZE - 1)
+        # For user code too: the engine looks with the rights of what it is running
+        _QUAD.pack_into(self._view, entry, address - offset | PTE_PRESENT | PTE_ACCESSED | PTE_USER)
+        self._vcpu.forget_code_at(VMM_BASE + _SCRATCH * PAGE_SIZE + offset, size)
         _QUAD.pack_into(self._view, entry, 0)
         self._vcpu.flush_tlb()
 

@@ -137,6 +137,7 @@ class DirectExecution(ABC):
         self.at_breakpoint = False
         self._nmi_blocked = False
         self.halted = False
+        self.warn: Callable[[str], None] = lambda text: None
         self.memory.forget_code = vcpu.forget_code
         if services.host_time is None:
             vcpu.clock.install()
@@ -160,6 +161,10 @@ class DirectExecution(ABC):
     @abstractmethod
     def leave(self) -> VirtualCpu:
         """The guest's state at an instruction boundary."""
+
+    def remark(self) -> str:
+        """What the technique has to say when the guest ended badly; nothing unless a mode knows more."""
+        return ""
 
     @abstractmethod
     def dirty_pages(self) -> set[int]:
@@ -282,7 +287,7 @@ class DirectExecution(ABC):
             if self._go(0) and not poker.fired:
                 return self._halt()
             if self._retranslate is not None:
-                self.vcpu.forget_code_at(*self._retranslate)
+                self._forget_code_at(*self._retranslate)
                 self._retranslate = None
 
     def _stop_now(self) -> None:
@@ -312,7 +317,7 @@ class DirectExecution(ABC):
         Returns whether the guest halted in that step.
         """
         if self._retranslate is not None:
-            self.vcpu.forget_code_at(*self._retranslate)
+            self._forget_code_at(*self._retranslate)
             self._retranslate = None
             return False
         left = self._until - self._retired
@@ -328,7 +333,7 @@ class DirectExecution(ABC):
     def _go_part(self, address: int, size: int, end: int, slack: int) -> bool:
         """Run the first ``end`` bytes of the block at ``address``, an instruction boundary."""
         vcpu = self.vcpu
-        vcpu.forget_code_at(address, size)
+        self._forget_code_at(address, size)
         vcpu.set_exits([(address + end) & 0xFFFF_FFFF])
         self._slack = slack
         self._disturbed = False
@@ -342,7 +347,7 @@ class DirectExecution(ABC):
         finally:
             self._slack = 0
             vcpu.set_exits([])
-            vcpu.forget_code_at(address, size)
+            self._forget_code_at(address, size)
 
     def _boundary(self, address: int, size: int, left: int) -> int:
         """Offset of the first instruction boundary at or after ``left`` in a block."""
@@ -549,7 +554,8 @@ class DirectExecution(ABC):
                 self._clock.refund(length)
             return
         code = vcpu.error_code() if vector in WITH_ERROR_CODE else None
-        self._settle_block(fetching=vector == PAGE_FAULT and bool(vcpu.error_code() & ERROR_FETCH))
+        fetching = vector == PAGE_FAULT and bool(vcpu.error_code() & ERROR_FETCH)
+        self._settle_block(complete=fetching or vector == DEBUG)
         if vector == DEBUG:
             if self._stepped():
                 return
@@ -585,13 +591,14 @@ class DirectExecution(ABC):
     def _deliver_event(self, event: Event) -> TripleFault | Unsupported | Escalated | None:
         """Take the guest to its handler."""
 
-    def _settle_block(self, *, fetching: bool = False) -> None:
+    def _settle_block(self, *, complete: bool = False) -> None:
         """Refund what the current block will not execute, and take back the slack of a shortened block.
 
-        A fetch faults before its block is charged. There is no current block afterwards.
+        It is ``complete`` when a fetch faults, before the next one is charged, and after a single step, even if EIP has
+        not moved on because the step was one iteration of a repeated instruction. Afterwards there is no current block.
         """
         clock = self._clock
-        if not fetching and (tail := self._tail()):
+        if not complete and (tail := self._tail()):
             clock.refund(tail)
         self._take_back_slack()
         self._cells[SIZE] = 0
@@ -750,7 +757,11 @@ class DirectExecution(ABC):
         memory.code_frames.add(physical >> PAGE_SHIFT)
         code = memory.view[physical : min(physical + _FIRST_LOOK, (physical | (PAGE_SIZE - 1)) + 1)]
         if self._suspicious.search(code) and self._hook_sites(linear, bytes(code)):
-            self.vcpu.forget_code_at(linear, len(code))
+            self._forget_code_at(linear, len(code))
+
+    def _forget_code_at(self, linear: int, size: int) -> None:
+        """Drop the translations of code that the guest has at a linear address."""
+        self.vcpu.forget_code_at(linear, size)
 
     def _intercept_sites(self, linear: int, size: int, code: bytes) -> None:
         """A block that has just been translated contains such an instruction: translate it again, with a hook."""

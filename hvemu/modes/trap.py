@@ -31,11 +31,12 @@ from hvemu.engine import layout
 from hvemu.engine.block_clock import BUDGET
 from hvemu.memory.frame_pool import FramePool
 from hvemu.memory.shadow import MMIO_WINDOW, ShadowPaging, ShadowPolicy, Traced
+from hvemu.memory.walk import walk
 from hvemu.modes.audit import Audit
 from hvemu.modes.deprivileged import DeprivilegedCpu, HypervisorPages
 from hvemu.modes.direct_execution import DirectExecution, Services
 from hvemu.trace.events import Exited, Warned
-from hvemu.vocabulary.addresses import PAGE_SHIFT, Position
+from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE, Position
 from hvemu.vocabulary.errors import ExitStatus, HostBug, UserError
 from hvemu.vocabulary.exits import MNEMONICS, AssistKind, ExitKind, PagingEvent
 from hvemu.vocabulary.outcomes import Halt, Stop
@@ -57,6 +58,7 @@ class TrapMode(DirectExecution):
         vcpu, memory, ledger = services.vcpu, services.memory, services.ledger
         pool = FramePool(memory.machine, 1, (memory.base >> PAGE_SHIFT) - 1)  # nothing of ours is at 0
         pages = HypervisorPages(vcpu, pool)
+        self._pages = pages
         self._events = {event: ledger.counter(event) for event in PagingEvent}
         self.paging = ShadowPaging(memory, pool, pages, self._note_paging, policy, pages.pdpt)
         self._guest = DeprivilegedCpu(vcpu, memory, self.paging, pages)
@@ -135,6 +137,15 @@ class TrapMode(DirectExecution):
             halted=self.halted,
             fpu=vcpu.read_fpu(),
         )
+
+    def remark(self) -> str:
+        """Which sensitive instructions lied to the guest, or how to find out."""
+        if self.audit is None:
+            return (
+                "In mode trap, sensitive instructions that do not fault give a kernel wrong answers;"
+                " --audit names those that did."
+            )
+        return self.audit.summary()
 
     def dirty_pages(self) -> set[int]:
         """Frames written since the last call, by write protection; all at the first."""
@@ -304,6 +315,15 @@ class TrapMode(DirectExecution):
 
     # ------------------------------------------------------------------ interception
 
+    def _forget_code_at(self, linear: int, size: int) -> None:
+        """By machine frame: the address may not be mapped in the shadow tables at the moment."""
+        while size > 0:
+            length = min(size, PAGE_SIZE - linear % PAGE_SIZE)
+            physical = walk(self.memory, self._guest.paging(), linear & 0xFFFF_FFFF, mark=False)
+            if isinstance(physical, int) and physical < self.memory.size:
+                self._pages.forget_range(self.memory.base + physical, length)
+            linear, size = linear + length, size - length
+
     def _is_intercepted(self, mnemonic: str, operands: str) -> bool:
         if self.audit is not None and self.audit.concerns(mnemonic, operands):
             return True
@@ -316,8 +336,10 @@ class TrapMode(DirectExecution):
         detailed = self._detailed()
         if detailed is not None:
             lie = self.audit.examine(instruction, detailed)
-            if lie is not None and self._tracer.active:
-                self._tracer.publish(Warned(self.position(), lie))
+            if lie is not None:
+                self.warn(f"audit: {lie}")
+                if self._tracer.active:
+                    self._tracer.publish(Warned(self.position(), lie))
         return False  # it executes as it would without anybody looking
 
     def _emulate(self, instruction: Instruction) -> None:

@@ -52,6 +52,19 @@ def test_memtest86_tests_memory_without_an_error(megabytes):
         assert words in serial
 
 
+def test_linux_in_mode_trap_is_fooled_and_told_by_what():
+    """An ordinary kernel saves IF by PUSHF, which lies at ring 1; the sentence names the instruction."""
+    kernel = one_file(kernel_package(), "boot/vmlinuz-*")
+    command_line = "console=ttyS0 noapic nolapic acpi=off pci=off panic=-1"
+    configuration = MachineConfiguration(
+        image=str(kernel), memory=128 << 20, append=command_line, serial="none", mode="trap", audit=True
+    )
+    result = run_guest(configuration, position=LINUX_LIMIT)
+    assert result.stop is not None
+    assert 0 != result.status
+    assert re.search(r"fooled it in \d+ places, last at EIP 0xc[0-9a-f]{7} 'pushfd' pushes IF=1", result.stop.reason)
+
+
 def boot_linux(command_line):
     """Boot Debian's kernel with an initramfs made of busybox; returns the result."""
     kernel = one_file(kernel_package(), "boot/vmlinuz-*")

@@ -26,7 +26,7 @@ from hvemu.vocabulary.exits import AssistKind, ExitKind
 
 LEAKY = ("sgdt", "sidt", "sldt", "smsw", "pushf", "popf", "mov", "push", "str", "lar", "lsl")
 TABLES = {"sgdt": "limit=0x9f base=0x400000", "sidt": "limit=0x7ff base=0x401000", "sldt": "selector=0x70"}
-SELECTORS = {"str": "selector=0x78", "smsw": "protected=1 paging=0 wp=0", "pushf": "if=0 iopl=0"}
+SELECTORS = {"str": "selector=0x78", "smsw": "protected=1 numeric_error=0 paging=0 wp=0", "pushf": "if=0 iopl=0"}
 THROUGH = "fs.word=0x5ee1a6e5 ss.word=0x5ee1a6e5"
 REFUSED = "kernel.fault=13 kernel.code="
 EXPECTED = {
@@ -182,7 +182,7 @@ def test_a_fault_that_should_be_there_is_missed():
 def test_what_is_equal_is_equal_because_of_something(mnemonic, ring):
     """It trapped, or there is a reason why it need not; outside of trap mode no reason is wanted."""
     same = EXPECTED[ring][mnemonic]
-    trapped = saw(same, traps=(Trap("exception", 13),))
+    trapped = saw(same, traps=(Trap("reflected_exception", 13),))
     assert judge(mnemonic, trapped, ring).startswith("traps here, because ")
     assert judge(mnemonic, saw(same), ring).startswith("equivalent, no trap: ")
     assert "equivalent" == judge(mnemonic, trapped, ring, mode="svm") == judge(mnemonic, saw(same), ring, mode="bt")
@@ -191,7 +191,7 @@ def test_what_is_equal_is_equal_because_of_something(mnemonic, ring):
 def test_a_leak_is_one_even_where_the_instruction_trapped():
     """MOV to a segment register may trap, and MOV from one leak."""
     text = EXPECTED["kernel"]["mov"].replace("cs=0x8", "cs=0x9")
-    assert "leaks ring 1 in the RPL of CS (0x9)" == judge("mov", saw(text, traps=(Trap("exception", 13),)))
+    assert "leaks ring 1 in the RPL of CS (0x9)" == judge("mov", saw(text, traps=(Trap("reflected_exception", 13),)))
 
 
 def test_a_guest_that_a_leak_killed_says_so():
@@ -207,7 +207,11 @@ def fake_rows():
             native = saw(EXPECTED[ring][mnemonic], executed=5)
             trap = [
                 saw(EXPECTED[ring][mnemonic].replace("=0x", "=0xffffff"), executed=5),
-                saw(EXPECTED[ring][mnemonic], executed=5, traps=(Trap("exception", 13), Trap("exception", 13))),
+                saw(
+                    EXPECTED[ring][mnemonic],
+                    executed=5,
+                    traps=(Trap("reflected_exception", 13), Trap("reflected_exception", 13)),
+                ),
                 saw(EXPECTED[ring][mnemonic]),
                 saw("", failed="The guest ended at EIP 0x100000, instruction 'ud2': triple fault: #UD, #NP, #GP."),
             ][number % 4]
@@ -224,7 +228,13 @@ def test_the_table_fits_a_projector():
     for title, end in zip(titles, (titles[1], len(lines)), strict=True):
         assert list(TEXTS) == [line.split()[0] for line in lines[title + 4 : end] if line[:1].strip()]
     text = "\n".join(lines)
-    for part in ("leaks the VMM's GDT", "as native", "exception 0xd 2 of 5", "no trap", "fails: The guest ended"):
+    for part in (
+        "leaks the VMM's GDT",
+        "as native",
+        "reflected_exception 13 2 of",
+        "no trap",
+        "fails: The guest ended",
+    ):
         assert part in text
 
 
@@ -233,7 +243,7 @@ def test_the_data_is_the_table():
     rows = fake_rows()
     data = json.loads(json.dumps(as_data(rows)))
     assert 36 == len(data)
-    assert data[1]["modes"]["trap"]["traps"] == 2 * [{"kind": "exception", "detail": 13}]
+    assert data[1]["modes"]["trap"]["traps"] == 2 * [{"kind": "reflected_exception", "detail": 13}]
     for row, values in zip(rows, data, strict=True):
         assert (row.mnemonic, row.ring) == (values["mnemonic"], values["ring"])
         assert row.verdicts()["trap"] == values["modes"]["trap"]["verdict"]

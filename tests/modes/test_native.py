@@ -199,7 +199,7 @@ def test_pause_ends_the_run_at_a_boundary(tmp_path):
 @pytest.mark.parametrize("counting", [False, True])
 def test_flags_of_an_intercepted_instruction_do_not_stick(tmp_path, counting):
     """The engine stores the flags for code hooks; a later PUSHF shows only what is so then."""
-    # std / or eax,80000000h (SF PF) / mov cr4,ecx (intercepted) / cld / mov al,1 / add al,1 / pushf / pop ebx / out 0f4h,al
+    # std / or eax,80000000h / mov cr4,ecx (intercepted) / cld / mov al,1 / add al,1 / pushf / pop ebx / out 0f4h,al
     code = "31c9 fd 0d00000080 0f22e1 fc b001 0401 9c 5b e6f4 f4"
     machine = flat(tmp_path, "bc00001f00" + code, count_instructions=counting)
     machine.run()

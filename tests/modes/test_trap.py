@@ -1,0 +1,139 @@
+"""Mode trap on small programs and guests of the catalogue: what traps, is emulated, leaks, and what is said of it."""
+
+import struct
+
+import pytest
+
+from hvemu.cpu.state import CS, EAX, EBX, SS, VirtualCpu
+from hvemu.machine.builder import build
+from hvemu.machine.configuration import MachineConfiguration
+from hvemu.testing.catalog import catalog
+from hvemu.testing.running import guest_configuration, run_guest
+from hvemu.vocabulary.errors import UserError
+
+BASE = 0x10_0000
+
+
+def flat(tmp_path, code, **changes):
+    """A machine of mode trap that starts at ``code`` in flat protected mode without an IDT."""
+    path = tmp_path / "flat.bin"
+    path.write_bytes(bytes.fromhex(code.replace(" ", "")))
+    settings = {"loader": "flat", "memory": 4 << 20, "serial": "none", "mode": "trap", **changes}
+    return build(MachineConfiguration(image=str(path), **settings))
+
+
+def test_the_kernel_runs_at_ring_1_and_believes_it_is_in_ring_0(tmp_path):
+    """The engine's CS has RPL 1; what the debugger shows has RPL 0."""
+    machine = flat(tmp_path, "8cc8 89c3 e6f4")  # mov eax,cs / mov ebx,eax / out 0f4h,al
+    machine.run()
+    assert 0x11 == machine.registers().gprs[EBX]
+    assert (0x10, 0x18) == tuple(machine.registers().segments[index].selector for index in (CS, SS))
+    assert 1 == machine.mode.vcpu.cpl()
+
+
+@pytest.mark.parametrize(
+    ("mnemonic", "code"),
+    [
+        ("cli", "fa"),
+        ("mov", "0f20c0"),
+        ("mov", "0f21f8"),
+        ("lgdt", "0f0115 00001000"),
+        ("lidt", "0f011d 00001000"),
+        ("invlpg", "0f0138"),
+        ("wbinvd", "0f09"),
+        ("clts", "0f06"),
+        ("rdmsr", "b9 10000000 0f32"),
+        ("lldt", "31c0 0f00d0"),
+    ],
+)
+def test_every_privileged_instruction_traps_once_and_is_emulated(tmp_path, mnemonic, code):
+    """A real #GP, one exit, and the guest goes on behind it; the position is that of native."""
+    positions = []
+    for mode in ("native", "trap"):
+        machine = flat(tmp_path, code + " 90 b010 e6f4", mode=mode)
+        assert 33 == machine.run().status
+        positions.append(machine.mode.position())
+    assert {mnemonic: 1} == machine.statistics()["exits_by_detail"]["privileged"]
+    assert positions[0] == positions[1]
+
+
+def test_a_privileged_instruction_of_user_code_is_its_own_fault():
+    """CLI at ring 3 is reflected to the guest kernel, which says so itself."""
+    result = run_guest(guest_configuration(catalog()["ring3"], mode="trap"))
+    assert "PASS cli is refused" in result.console
+    assert result.statistics["exits_by_detail"]["reflected_exception"]["13"] > 0
+
+
+def test_guest_memory_is_not_where_the_guest_believes_it_is(tmp_path):
+    """A frame of the guest lies elsewhere in machine memory; the hypervisor's own pages lie at the bottom."""
+    machine = flat(tmp_path, "c70500003000 78563412 b010 e6f4")  # mov dword [300000h],12345678h
+    machine.run()
+    memory = machine.memory
+    assert 0x1234_5678 == memory.read_u32(0x30_0000)
+    frame = memory.machine_frame(0x300)
+    assert 0x300 != frame
+    assert (0x1234_5678,) == struct.unpack_from("<I", memory.machine.view, frame << 12)
+
+
+def test_real_mode_is_refused_before_and_while_it_is_entered(tmp_path):
+    """A boot sector with status 2 and advice; a guest that clears CR0.PE with a sentence."""
+    with pytest.raises(UserError, match=r"cannot run real mode.*Use --mode native"):
+        build(guest_configuration(catalog()["realmode_boot"], mode="trap"))
+    stop = flat(tmp_path, "0f20c0 24fe 0f22c0").run()
+    assert 64 == stop.status
+    assert "'mov cr0, eax': mode trap cannot run real mode" in stop.reason
+
+
+def test_leaving_and_entering_changes_nothing(tmp_path):
+    """enter(leave(x)) is x, with interrupts off and on, at ring 0 and ring 3."""
+    machine = build(guest_configuration(catalog()["ring3"], mode="trap"))
+    for _ in range(60):
+        if machine.run(machine.mode.position() + 997) is not None:
+            break
+        cpu = machine.registers()
+        machine.mode.enter(cpu)
+        assert cpu == machine.registers()
+    assert 33 == machine.run().status
+
+
+def test_a_dirty_log_names_the_frames_that_were_written(tmp_path):
+    """By write protection: all at first, then exactly those stored to, by the guest or by a device."""
+    # mov [200000h],eax ; mov [205000h],eax ; mov eax,[206000h] ; jmp $
+    machine = flat(tmp_path, "a300002000 a300502000 a100602000 ebfe")
+    assert set(range(1024)) == machine.mode.dirty_pages()
+    machine.run(machine.mode.position() + 40)
+    machine.memory.write(0x20_7FFE, b"1234")
+    assert {0x200, 0x205, 0x207, 0x208} == machine.mode.dirty_pages()
+    assert set() == machine.mode.dirty_pages()
+
+
+def test_the_audit_names_each_lie_once_and_no_truth():
+    """The guest asks all 18 instructions; VERR, VERW, JMP, RET and INT tell the truth at ring 1."""
+    result = run_guest(guest_configuration(catalog()["sensitive"], mode="trap", audit=True))
+    findings = result.machine.mode.audit.findings
+    told = {finding.split("'")[1].split()[0] for finding in findings}
+    assert {"sgdt", "sidt", "sldt", "str", "smsw", "pushfd", "popfd", "lar", "lsl", "mov", "push"} <= told
+    assert not {"verr", "verw", "ljmp", "retf", "int"} & told
+    assert len(findings) == len(set(findings))
+    plain = run_guest(guest_configuration(catalog()["sensitive"], mode="trap"))
+    assert plain.console == result.console
+
+
+def test_a_guest_that_ends_badly_is_told_about_the_audit(tmp_path):
+    """And with it, which instruction lied."""
+    code = "bc00001f00 fa 9c 58 a900020000 7402 0f0b f4"  # mov esp / cli / pushfd / pop eax / test eax,IF / jz +2 / ud2 / hlt
+    assert "--audit names those that did" in flat(tmp_path, code).run().reason
+    stop = flat(tmp_path, code, audit=True).run()
+    assert stop.reason.endswith("It was fooled at EIP 0x00100006 'pushfd' pushes IF=1, the guest's is IF=0.")
+    assert "#UD" in stop.reason
+    assert 68 == flat(tmp_path, code, mode="native").run().status
+
+
+def test_a_state_with_every_register_survives(tmp_path):
+    """enter() of a made-up ring 3 state shows the same registers again."""
+    machine = flat(tmp_path, "ebfe")
+    cpu = machine.registers()
+    wanted = VirtualCpu(**{**vars(cpu), "gprs": [index * 0x1111_1111 for index in range(8)], "flags": 0x3202, "cr2": 5})
+    machine.mode.enter(wanted)
+    assert wanted == machine.registers()
+    assert 0 == machine.registers().gprs[EAX]
