@@ -59,7 +59,7 @@ def test_linux_in_mode_trap_is_fooled_and_told_by_what():
     configuration = MachineConfiguration(
         image=str(kernel), memory=128 << 20, append=command_line, serial="none", mode="trap", audit=True
     )
-    result = run_guest(configuration, position=LINUX_LIMIT)
+    result = run_guest(configuration)
     assert result.stop is not None
     assert 0 != result.status
     assert re.search(r"fooled it in \d+ places, last at EIP 0xc[0-9a-f]{7} 'pushfd' pushes IF=1", result.stop.reason)
