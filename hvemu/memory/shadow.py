@@ -174,8 +174,7 @@ class ShadowPaging:
         self._tracked: dict[int, _Tracked] = {}
         self._watched: dict[int, Callable[[int, int], None]] = {}
         self._watched_writes: dict[int, int] = defaultdict(int)
-        self._opened: int | None = None
-        self._opened_page = b""
+        self._opened: dict[int, bytes] = {}  # watched frames that one instruction may store to -> what they held
         self._unsync: set[int] = set()
         self._mappings: dict[int, set[int]] = defaultdict(set)  # guest frame -> addresses of entries that map it
         self._states: dict[int, FrameState] = {}
@@ -257,21 +256,19 @@ class ShadowPaging:
         self._settle()
 
     def open(self, frame: int) -> None:
-        """Let the next instruction store to a watched frame; ``close`` finds out what it did."""
-        self._opened, self._opened_page = frame, self._page(frame)
+        """Let the next instruction store to a watched frame, and to others it crosses into; see ``close``."""
+        self._opened[frame] = self._page(frame)
 
     def close(self) -> None:
-        """The instruction is done, or will not be: watch the frame again and act on what has changed."""
-        frame, before = self._opened, self._opened_page
-        self._opened = None
-        if frame is None:
-            return
-        self._protect(frame)
-        after = self._page(frame)
-        if after != before:
-            for offset in range(0, PAGE_SIZE, 8):
-                if after[offset : offset + 8] != before[offset : offset + 8]:
-                    self._written_by_others(frame, offset, 8)
+        """The instruction is done, or will not be: watch its frames again and act on what has changed."""
+        opened, self._opened = self._opened, {}
+        for frame, before in opened.items():
+            self._protect(frame)
+            after = self._page(frame)
+            if after != before:
+                for offset in range(0, PAGE_SIZE, 8):
+                    if after[offset : offset + 8] != before[offset : offset + 8]:
+                        self._written_by_others(frame, offset, 8)
         self._settle()
 
     def watch(self, frame: int, written: Callable[[int, int], None]) -> None:
@@ -356,7 +353,7 @@ class ShadowPaging:
             if state is FrameState.DATA or not execute:
                 entry |= PTE_NX
             protected = frame in self._watched or (frame in self._tracked and frame not in self._unsync)
-            protected = protected and frame != self._opened
+            protected = protected and frame not in self._opened
             logged = self._dirty is not None and not write
             allowed = state is FrameState.DATA or (state is FrameState.MIXED and execute)
             if writable and allowed and not protected and not logged:
@@ -443,7 +440,10 @@ class ShadowPaging:
     def _may_write(self, frame: int) -> bool:
         """A guest store to a table: whether to let it through from now on."""
         tracked = self._tracked.get(frame)
-        if frame in self._unsync or frame == self._opened:
+        if frame in self._unsync or frame in self._opened:
+            return True
+        if self._opened:  # the same instruction crosses from one watched frame into another
+            self.open(frame)
             return True
         if not self.policy.unsync:
             return False

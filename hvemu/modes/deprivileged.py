@@ -164,7 +164,7 @@ class DescriptorMirror:
     def _mirror_one(self, at: int, descriptor: int) -> None:
         attributes = descriptor >> 32
         self._user_code.pop(at, None)
-        if not attributes & ATTRIBUTE_S:
+        if not attributes & ATTRIBUTE_S or attributes & _DPL == _DPL_1:
             if at in self._installed:
                 self._installed.discard(at)
                 self._pages.write(self._page, at, 0)
@@ -313,14 +313,17 @@ class DeprivilegedCpu:
         return self._vcpu.segment(index)
 
     def set_segment(self, index: int, value: Segment) -> None:
-        """Load a segment register, hidden part and all."""
+        """Load a segment register, hidden part and all; raises NotEmulated for a CS of the guest's own ring 1."""
+        if index == CS:
+            _require_another_ring(value)
         self._vcpu.set_segment(index, _lower(value, index))
         if index == CS:
             self._crossed()
         self._mirror(value.selector)
 
     def set_code_and_stack(self, code: Segment, stack: Segment) -> None:
-        """Load CS and SS together, as event delivery does."""
+        """Load CS and SS together, as event delivery does; raises NotEmulated for ring 1."""
+        _require_another_ring(code)
         self._vcpu.set_code_and_stack(_lower(code, CS), _lower(stack, SS))
         self._crossed()
         self._mirror(code.selector)
@@ -458,6 +461,11 @@ class DeprivilegedCpu:
             raise NotEmulated(
                 "mode trap cannot run real mode, because a CPU has no privilege levels there; use --mode native"
             )
+
+
+def _require_another_ring(code: Segment) -> None:
+    if code.attributes & _DPL == _DPL_1:
+        raise NotEmulated("the guest goes to ring 1, where mode trap already runs its kernel; use --mode native")
 
 
 def _lower(segment: Segment, index: int) -> Segment:

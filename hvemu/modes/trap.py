@@ -68,6 +68,9 @@ class TrapMode(DirectExecution):
         self._last_hidden: tuple[int, int | None] = (0, None)
         self._repeated = 0
         self._stepping_over = self._guest_steps = False
+        self._read_at = (-1, 0)  # position and EIP of the instruction that read MMIO last
+        self._reads: list[tuple[int, int, int]] = []  # what it read: address, size, value
+        self._replay: list[tuple[int, int, int]] = []
         self._exits = {kind: ledger.counter(kind) for kind in ExitKind}
         self.audit = Audit(self._guest, vcpu, memory) if audit else None
         if audit:
@@ -77,7 +80,7 @@ class TrapMode(DirectExecution):
         vcpu.map_mmio(
             MMIO_WINDOW,
             MMIO_WINDOW,
-            lambda address, size: self._on_mmio_read(address - MMIO_WINDOW, size),
+            lambda address, size: self._read_mmio(address - MMIO_WINDOW, size),
             lambda address, size, value: self._on_mmio_write(address - MMIO_WINDOW, size, value),
         )
         vcpu.allow_mmio()
@@ -174,7 +177,10 @@ class TrapMode(DirectExecution):
             super()._record(kind, event)
 
     def _deliver_event(self, event: Event) -> TripleFault | Unsupported | Escalated | None:
-        return deliver(self._guest, self.memory, event)
+        try:
+            return deliver(self._guest, self.memory, event)
+        except NotEmulated as problem:
+            return Unsupported(str(problem))
 
     def _exception(self, event: Event) -> None:
         vector = event.vector
@@ -211,6 +217,20 @@ class TrapMode(DirectExecution):
                 self._step_over(found.frame)
         else:
             super()._exception(Event(PAGE_FAULT, found.error_code, address=found.address))
+
+    def _read_mmio(self, address: int, size: int) -> int:
+        """A device is read once by an instruction, even if its store then takes a hidden fault and it starts again."""
+        here = (self.position(), self.vcpu.eip())
+        if here != self._read_at:
+            self._read_at, self._reads, self._replay = here, [], []
+        if self._replay:
+            known, width, value = self._replay.pop(0)
+            if (known, width) == (address, size):
+                return value
+            self._replay.clear()
+        value = self._on_mmio_read(address, size)
+        self._reads.append((address, size, value))
+        return value
 
     def _step_over(self, frame: int) -> None:
         """Let the CPU do a store to a watched frame by itself, and come back after that one instruction."""
@@ -261,6 +281,8 @@ class TrapMode(DirectExecution):
     def _again(self) -> None:
         """The instruction is executed again; what made it fault has been removed."""
         self.vcpu.forget_exception()
+        if self._reads and self._read_at == (self.position(), self.vcpu.eip()):
+            self._replay = list(self._reads)
         if self._counter:
             self._counter.take_back()
 

@@ -168,8 +168,8 @@ def _grew(before: int, now: int) -> bool:
 class Script:
     """Steps for a guest and what each command must do. ``ask`` takes five small numbers and never refuses."""
 
-    def __init__(self, form: Format) -> None:
-        self.form = form
+    def __init__(self, form: Format, *, engine: bool = False) -> None:
+        self.form, self._engine = form, engine
         self.memory = GuestPhysicalMemory(MachineMemory(RAM))
         self.window = bytearray(WINDOW_SIZE)
         self.pieces = layout(form)
@@ -258,7 +258,15 @@ class Script:
         """One translation, marked and remembered."""
         linear &= 0xFFFF_FFFF
         result = walk(self.memory, self.registers, linear, write=write, user=user, fetch=fetch)
-        if isinstance(result, int) and self.paging:
+        if not self.paging:
+            return result
+        entries, large = self.trace(linear)
+        if self._engine and not large and len(entries) == 2 + self.pae:
+            # The engine's MMU marks a directory entry before it looks at the table, even if that ends in a fault.
+            directory, entry = entries[-2]
+            if not entry & NX or self.registers.efer & EFER_NXE:
+                self.memory.set_bits_u32(directory, ACCESSED)
+        if isinstance(result, int):
             entries, large = self.trace(linear)
             kept = bool(entries[-1][1] & GLOBAL and self.registers.cr4 & CR4_PGE)
             self._cached[linear >> 12] = _Cached(tuple(entries), large, kept)
@@ -423,10 +431,13 @@ class Script:
                 raise UnfitError
         if what == "push" and not user and not may:
             raise UnfitError  # the handler would push to the same place
+        loads = what in ("read", "read8", "or", "and", "exchange")
+        if loads and store and may:
+            self._check_marked(linear, size)
         command = Command(what, linear, value, user=user)
         places: list[tuple[int, int]] | PageFault = []
         old = b""
-        if what in ("read", "read8", "or", "and", "exchange"):
+        if loads:
             places = self._translate_all(linear, size, write=False, user=user)
             if isinstance(places, PageFault):
                 self._fault(command, places)
@@ -450,6 +461,14 @@ class Script:
             result = value >> 8 * size << 8 * size | int.from_bytes(old, "little")
         self._emit(command, Done(result))
         return True
+
+    def _check_marked(self, linear: int, size: int) -> None:
+        """What loads and then stores may do the load twice; it must not see itself set the dirty bit in between."""
+        targets = {(self._look(linear + n) or 0) & ~3 for n in (0, size - 1)}
+        for address, _ in self._pieces(linear, size):
+            at, entry = self.trace(address)[0][-1] if self.paging else (0, DIRTY)
+            if at in targets and not entry & DIRTY:
+                raise UnfitError
 
     def execute(self, linear: int, *, user: bool = False, how: int = 0) -> None:
         """Call ``mov eax,n / ret`` there."""
@@ -700,9 +719,9 @@ KINDS: Final = tuple(
 )
 
 
-def compose(form: Format, asked: list[tuple[str, int, int, int, int]]) -> Script:
+def compose(form: Format, asked: list[tuple[str, int, int, int, int]], *, engine: bool = False) -> Script:
     """The script of what was asked for."""
-    script = Script(form)
+    script = Script(form, engine=engine)
     for request in asked:
         script.ask(*request)
     return script

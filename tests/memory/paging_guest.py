@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from hvemu.cpu.msr import EFER
 from hvemu.cpu.state import (
     CS,
     SS,
@@ -25,7 +26,7 @@ from hvemu.machine import builder
 from hvemu.machine.configuration import MachineConfiguration
 from hvemu.machine.machine import Machine
 from hvemu.memory.shadow import ShadowPolicy
-from hvemu.vocabulary.paging import CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR0_WP, EFER_NXE, PagingRegisters
+from hvemu.vocabulary.paging import CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR0_WP, PagingRegisters
 
 RAM = 5 << 20
 """Not a multiple of a large page, so that one lies half outside."""
@@ -322,7 +323,7 @@ class PagingGuest:
         cpu.gdtr = TableRegister(TABLES, 0x2F)
         cpu.idtr = TableRegister(IDT, 0x81 * 8 - 1)
         cpu.tr = Segment(TASK, TSS, 0x67, 0x8B00)
-        cpu.msrs = self.machine.registers().msrs
+        cpu.msrs = {**self.machine.registers().msrs, EFER: registers.efer}
         self.machine.stop = None
         self.mode.enter(cpu)
 
@@ -347,5 +348,3 @@ class PagingGuest:
         """Guest code bytes retired."""
         return int(self.mode.position())
 
-
-NO_EXECUTE = EFER_NXE

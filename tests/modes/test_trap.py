@@ -137,3 +137,33 @@ def test_a_state_with_every_register_survives(tmp_path):
     machine.mode.enter(wanted)
     assert wanted == machine.registers()
     assert 0 == machine.registers().gprs[EAX]
+
+
+def test_a_device_is_read_once_even_if_the_store_of_the_same_instruction_faults(tmp_path):
+    """MOVSD from the local APIC to a page that is not in the shadow tables yet."""
+    # mov esi,0FEE00030h / mov edi,200000h / cld / movsd / push dword [0FEE00030h] / mov al,10h / out 0f4h,al
+    code = "bc00001f00 be3000e0fe bf00002000 fc a5 ff353000e0fe b010 e6f4"
+    for mode in ("native", "trap"):
+        machine = flat(tmp_path, code, mode=mode)
+        assert 33 == machine.run().status
+        assert {"0xfee00030": 2} == machine.statistics()["exits_by_detail"]["mmio_read"]
+        version = machine.memory.read_u32(0x20_0000)
+        assert 0 != version == machine.memory.read_u32(0x1F_0000 - 4)
+
+
+def test_a_guest_that_wants_ring_1_for_itself_ends_with_a_sentence(tmp_path):
+    """Its kernel is there already, and the two could not be told apart."""
+    # mov esp,1F0000h / lgdt [BASE+20h] / push 11h / push 1F0000h / push 9 / push 0 / retf
+    code = "bc00001f00 0f01152000 1000 6a11 6800001f00 6a09 6a00 cb".replace(" ", "").ljust(0x20 * 2, "0")
+    table = "1700 2800 1000 0000" + "0000000000000000" + "ffff000000bbcf00" + "ffff000000b3cf00"
+    stop = flat(tmp_path, code + table).run()
+    assert 64 == stop.status
+    assert "the guest goes to ring 1" in stop.reason
+
+
+@pytest.mark.parametrize("guest", ["preempt", "keyboard"])
+def test_the_host_clock_works_in_mode_trap(guest):
+    """Inexact in time, but the guest ends as it should."""
+    row = catalog()[guest]
+    result = run_guest(guest_configuration(row, mode="trap", clock="host"), keys=row.input, keys_after=row.input_after)
+    assert row.expected_status == result.status, result.console
