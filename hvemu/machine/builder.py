@@ -22,8 +22,9 @@ from hvemu.machine.machine import Machine
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.machine_memory import MachineMemory
 from hvemu.memory.shadow import ShadowPolicy
-from hvemu.modes.direct_execution import DirectExecution, Services
+from hvemu.modes.direct_execution import DirectExecution
 from hvemu.modes.native import NativeMode
+from hvemu.modes.stretches import Services
 from hvemu.modes.trap import TrapMode
 from hvemu.trace.events import DeviceSpoke, Exited
 from hvemu.trace.ledger import Ledger

@@ -81,7 +81,8 @@ def walk(
     pde = memory.read_u32(pde_address)
     if not pde & PTE_PRESENT:
         return PageFault(linear, (ERROR_WRITE if write else 0) | (ERROR_USER if user else 0))
-    if pde & PTE_PAGE_SIZE and registers.cr4 & CR4_PSE:
+    large = bool(pde & PTE_PAGE_SIZE and registers.cr4 & CR4_PSE)
+    if large:
         rights = pde
         leaf_address = pde_address
         leaf = pde
@@ -108,7 +109,6 @@ def walk(
             memory.set_bits_u32(leaf_address, wanted)
             leaf |= wanted
     if path is not None:
-        large = leaf_address == pde_address
         tables = (pde_address,) if large else (pde_address, leaf_address)
         path.append(Path(tables, 0 if large else pde, leaf, rights & _RIGHTS, False, large))
     return physical
@@ -139,7 +139,8 @@ def _walk_pae(
         return PageFault(linear, _error(False, write, user, show_fetch))
     if pde & reserved:
         return PageFault(linear, _error(True, write, user, show_fetch) | ERROR_RESERVED)
-    if pde & PTE_PAGE_SIZE:
+    large = bool(pde & PTE_PAGE_SIZE)
+    if large:
         if pde & 0x1FE000:
             return PageFault(linear, _error(True, write, user, show_fetch) | ERROR_RESERVED)
         leaf_address, leaf, rights, deny = pde_address, pde, pde, pde
@@ -167,7 +168,6 @@ def _walk_pae(
             memory.set_bits_u32(leaf_address, wanted)
             leaf |= wanted
     if path is not None:
-        large = leaf_address == pde_address
         tables = (pdpte_address, pde_address) if large else (pdpte_address, pde_address, leaf_address)
         denied = no_execute and bool(deny & PTE_NX)
         path.append(Path(tables, 0 if large else pde, leaf, rights & _RIGHTS, denied, large))

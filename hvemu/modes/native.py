@@ -15,7 +15,8 @@ from hvemu.cpu.msr import EFER, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, MsrErro
 from hvemu.cpu.state import EAX, ECX, EDX, VirtualCpu, accessed
 from hvemu.engine import layout
 from hvemu.modes.delivery_plans import DeliveryPlans
-from hvemu.modes.direct_execution import DirectExecution, Services
+from hvemu.modes.direct_execution import DirectExecution
+from hvemu.modes.stretches import Services
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
 from hvemu.vocabulary.exits import AssistKind
 from hvemu.vocabulary.paging import CR0_CD, CR0_NW, CR0_PE, CR0_PG, EFER_NXE

@@ -34,7 +34,8 @@ from hvemu.memory.shadow import MMIO_WINDOW, ShadowPaging, ShadowPolicy, Traced
 from hvemu.memory.walk import walk
 from hvemu.modes.audit import Audit
 from hvemu.modes.deprivileged import DeprivilegedCpu, HypervisorPages
-from hvemu.modes.direct_execution import DirectExecution, Services
+from hvemu.modes.direct_execution import DirectExecution
+from hvemu.modes.stretches import Services
 from hvemu.trace.events import Exited, Warned
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE, Position
 from hvemu.vocabulary.errors import ExitStatus, HostBug, UserError
