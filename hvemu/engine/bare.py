@@ -33,7 +33,7 @@ def load_registers(vcpu: Vcpu, cpu: VirtualCpu) -> None:
     for index, value in enumerate(cpu.gprs):
         vcpu.set_gpr(index, value)
     vcpu.set_eflags(cpu.flags)
-    vcpu.set_control(cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
+    vcpu.load_control(cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
     for index, segment in enumerate(cpu.segments):
         vcpu.set_segment(index, segment)
     vcpu.set_eip(cpu.instruction_pointer)

@@ -42,7 +42,7 @@ class Rig:
 
     def control(self, cr0: int, cr3: int = 0, cr4: int = 0, efer: int = 0) -> None:
         """Control registers."""
-        self.vcpu.set_control(cr0, cr3, cr4, efer)
+        self.vcpu.load_control(cr0, cr3, cr4, efer)
 
     def ring(self, level: int) -> None:
         """Flat segments of a privilege level."""

@@ -492,12 +492,33 @@ class Vcpu:
         return TableRegister(base, limit)
 
     def set_tables(self, gdt: TableRegister, idt: TableRegister, ldt: Segment, task: Segment) -> None:
-        """Load GDTR, IDTR, LDTR and TR. TR is kept of the available type: the engine aborts on a busy one."""
-        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_GDT, 0, gdt.base, gdt.limit, 0)
-        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_IDT, 0, idt.base, idt.limit, 0)
-        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_LDT, *ldt)
-        available = task._replace(attributes=task.attributes & ~0x200)
-        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_TR, *available)
+        """Load GDTR, IDTR, LDTR and TR."""
+        self.set_gdt(gdt)
+        self.set_idt(idt)
+        self.set_ldt(ldt)
+        self.set_task(task)
+
+    def set_gdt(self, table: TableRegister) -> None:
+        """LGDT."""
+        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_GDT, 0, table.base, table.limit, 0)
+
+    def set_idt(self, table: TableRegister) -> None:
+        """LIDT."""
+        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_IDT, 0, table.base, table.limit, 0)
+
+    def set_ldt(self, segment: Segment) -> None:
+        """LLDT."""
+        layout.SEGMENT_FORMAT.pack_into(self.state, layout.BYTE_LDT, *segment)
+
+    def set_task(self, segment: Segment) -> None:
+        """LTR; of the available type, because the engine aborts on a busy one."""
+        layout.SEGMENT_FORMAT.pack_into(
+            self.state, layout.BYTE_TR, *segment._replace(attributes=segment.attributes & ~0x200)
+        )
+
+    def invalidate(self, linear: int) -> None:
+        """INVLPG; the engine can only drop everything."""
+        self.flush_tlb()
 
     def ldt_segment(self) -> Segment:
         """LDTR."""
@@ -515,7 +536,18 @@ class Vcpu:
             self._paging = PagingRegisters(*now)
         return self._paging
 
-    def set_control(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
+    def control(self, number: int) -> int:
+        """CR0, CR2, CR3 or CR4."""
+        return int(self.quads[layout.QUAD_CR + number]) & 0xFFFF_FFFF
+
+    def set_control(self, number: int, value: int) -> None:
+        """Set one of them, and drop what depends on it."""
+        self.quads[layout.QUAD_CR + number] = value & 0xFFFF_FFFF
+        if number != 2:
+            self.refresh_mode()
+            self.flush_tlb()
+
+    def load_control(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
         """Load the control registers and drop what depends on them."""
         quads = self.quads
         quads[layout.QUAD_CR], quads[layout.QUAD_CR + 3], quads[layout.QUAD_CR + 4] = cr0, cr3, cr4

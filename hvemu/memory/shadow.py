@@ -57,7 +57,8 @@ _FLOOD: Final = 3
 """Traced writes to an upper table, with no fill in between, after which it is unshadowed."""
 _ADDRESS_SPACES: Final = 128
 """Most address spaces kept; the one not used for longest goes."""
-_WINDOW_FRAMES: Final = (1 << 27) - 1
+_LAST_WINDOW_FRAME: Final = (1 << 27) - 1
+"""What stands for every address from 512 GiB on, where nobody answers."""
 _FLIPS: Final = 8
 """Changes from CODE to DATA after which a frame is MIXED for good: two pages that store into each other."""
 
@@ -362,7 +363,7 @@ class ShadowPaging:
                     self._dirty.add(frame)
             self._mappings[frame].add(leaf.address + 8 * index)
         else:
-            entry |= MMIO_WINDOW + ((frame & _WINDOW_FRAMES) << PAGE_SHIFT)
+            entry |= MMIO_WINDOW + (min(frame, _LAST_WINDOW_FRAME) << PAGE_SHIFT)
             entry |= PTE_WRITABLE | PTE_DIRTY if writable else 0
         if before & ~entry & PTE_WRITABLE or (before and (before ^ entry) & _ADDRESS):
             self._stale = True
@@ -380,6 +381,8 @@ class ShadowPaging:
         if linked is not leaf:
             if linked is not None:
                 self._unlink(self._root, slot)
+            if leaf.guest_frame in self._unsync:  # INVLPG has not reached it while it was not linked here
+                self._compare(leaf)
             address = self._root.entry(slot)
             _ENTRY.pack_into(self._view, address, leaf.address | _TABLE)
             leaf.parents.add(slot | id(self._root) << 11)
@@ -517,9 +520,12 @@ class ShadowPaging:
         page = self._page(frame)
         for leaf in self._tracked[frame].leaves:
             if leaf.snapshot != page:
-                for index in [index for index in leaf.filled if not self._agrees(leaf, index)]:
-                    self._zap(leaf, index)
+                self._compare(leaf)
                 leaf.snapshot = page
+
+    def _compare(self, leaf: _Leaf) -> None:
+        for index in [index for index in leaf.filled if not self._agrees(leaf, index)]:
+            self._zap(leaf, index)
 
     def _agrees(self, leaf: _Leaf, index: int) -> bool:
         """Whether a filled entry is still what the guest's entry says; newly set A and D bits do not matter."""

@@ -271,7 +271,7 @@ class DeprivilegedCpu:
             Segment(TASK_SELECTOR, base + _TASK * PAGE_SIZE, 0x67, 0x8900),
         )
         self._paging.load(registers)
-        self._vcpu.set_control(self._physical_cr0(), self._paging.root, self._physical_cr4(), _EFER)
+        self._vcpu.load_control(self._physical_cr0(), self._paging.root, self._physical_cr4(), _EFER)
         self.gdt_mirror.load(*gdt, registers)
         self._load_ldt()
 

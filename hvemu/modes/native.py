@@ -6,13 +6,12 @@ Not emulated: data breakpoints in debug registers, long mode, task switches by #
 """
 
 import re
-from typing import Final
 
-from hvemu.cpu.debug_registers import DebugRegisterFault
-from hvemu.cpu.decoder import Instruction
-from hvemu.cpu.delivery import GENERAL_PROTECTION, INVALID_OPCODE, Escalated, Event, TripleFault, Unsupported
-from hvemu.cpu.msr import EFER, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, MsrError
-from hvemu.cpu.state import EAX, ECX, EDX, VirtualCpu, accessed
+from hvemu.cpu.decoder import Instruction, decode_operands
+from hvemu.cpu.delivery import Escalated, Event, TripleFault, Unsupported
+from hvemu.cpu.msr import EFER, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP
+from hvemu.cpu.privileged import CR4_LEGAL, PrivilegedInstructions
+from hvemu.cpu.state import ECX, VirtualCpu, accessed
 from hvemu.engine import layout
 from hvemu.modes.delivery_plans import DeliveryPlans
 from hvemu.modes.direct_execution import DirectExecution
@@ -22,7 +21,6 @@ from hvemu.vocabulary.exits import AssistKind
 from hvemu.vocabulary.paging import CR0_CD, CR0_NW, CR0_PE, CR0_PG, EFER_NXE
 
 _INTERCEPTED = frozenset({"rdmsr", "wrmsr", "ltr", "rdrand", "rdseed"})
-_CR4_LEGAL: Final = 0x7FF & ~0x2  # PVI is reserved without VME
 _REGISTERS = {name: index for index, name in enumerate(("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"))}
 
 
@@ -36,6 +34,8 @@ class NativeMode(DirectExecution):
         vcpu, memory = services.vcpu, services.memory
         super().__init__(services, vcpu)
         self._plans = DeliveryPlans(vcpu, memory)
+        self._privileged = PrivilegedInstructions(vcpu, memory, services.msrs, self._debug)
+        self._privileged.debug_changed = lambda: self._hook_addresses(self._debug.execution_breakpoints())
         self._baseline: bytes | None = None
         services.msrs.changed = self._msr_changed
         end_of_ram = memory.size
@@ -56,7 +56,7 @@ class NativeMode(DirectExecution):
             vcpu.set_segment(index, segment)
         vcpu.set_eip(cpu.instruction_pointer)
         vcpu.set_cr2(cpu.cr2)
-        vcpu.set_control(cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
+        vcpu.load_control(cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
         vcpu.write_fpu(cpu.fpu)
         self._load_debug(cpu.debug)
         self._nmi_blocked = cpu.nmi_blocked
@@ -113,7 +113,7 @@ class NativeMode(DirectExecution):
         if index == EFER:
             self._no_execute = bool(value & EFER_NXE)
             paging = self.vcpu.paging()
-            self.vcpu.set_control(paging.cr0, paging.cr3, paging.cr4, value)
+            self.vcpu.load_control(paging.cr0, paging.cr3, paging.cr4, value)
         elif index in (SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP):
             self.vcpu.write_msr(index, value)
 
@@ -140,7 +140,7 @@ class NativeMode(DirectExecution):
     def _legal_control(self, operands: str) -> bool:
         value = self.vcpu.gpr(_REGISTERS[operands[5:]])
         if operands.startswith("cr4"):
-            return not value & ~_CR4_LEGAL
+            return not value & ~CR4_LEGAL
         if value & CR0_PG and not value & CR0_PE:
             return False
         return not (value & CR0_NW and not value & CR0_CD)
@@ -152,57 +152,24 @@ class NativeMode(DirectExecution):
 
     def _emulate(self, instruction: Instruction) -> None:
         """Do the intercepted instruction at EIP in place of the CPU."""
-        vcpu = self.vcpu
-        assert instruction is not None
-        mnemonic, operands = instruction.mnemonic, instruction.operands
-        event: Event | None = None
-        if mnemonic == "rdmsr":
-            index = vcpu.gpr(ECX)
-            self._note(AssistKind.RDMSR, index)
-            try:
-                value = self._msrs.read(index)
-                vcpu.set_gpr(EAX, value)
-                vcpu.set_gpr(EDX, value >> 32)
-            except MsrError:
-                event = Event(GENERAL_PROTECTION, 0)
-        elif mnemonic == "wrmsr":
-            index = vcpu.gpr(ECX)
-            self._note(AssistKind.WRMSR, index)
-            try:
-                self._msrs.write(index, vcpu.gpr(EDX) << 32 | vcpu.gpr(EAX))
-            except MsrError:
-                event = Event(GENERAL_PROTECTION, 0)
-        elif mnemonic in ("rdrand", "rdseed"):
-            self._note(AssistKind.RANDOM, 0)
-            event = Event(INVALID_OPCODE)
-        elif mnemonic == "ltr":
-            self._note(AssistKind.TASK_REGISTER, 0)
-            event = Event(GENERAL_PROTECTION, 0)
-        elif operands.startswith("cr"):
-            self._note(AssistKind.CONTROL_REGISTER, int(operands[2]))
-            event = Event(GENERAL_PROTECTION, 0)
+        detailed = decode_operands(instruction.code, self._bits())
+        assert detailed is not None
+        self._note(*self._assist_of(instruction))
+        result = self._privileged.execute(detailed)
+        if isinstance(result, Event):
+            self._exception(result)
         else:
-            event = self._move_debug(operands)
-        if event is None:
-            vcpu.set_eip(vcpu.eip() + len(instruction.code))
             self._retired += len(instruction.code)
-            vcpu.set_interrupt_shadow(False)
-        else:
-            if self._counter:
-                self._counter.take_back()
-            self._deliver(AssistKind.EXCEPTION, event)
 
-    def _move_debug(self, operands: str) -> Event | None:
-        target, source = operands.split(", ")
-        debugging_extensions = bool(self._words[layout.WORD_CR4] & 8)
-        number = int((target if target.startswith("dr") else source)[2])
-        self._note(AssistKind.DEBUG_REGISTER, number)
-        try:
-            if target.startswith("dr"):
-                self._debug.write(number, self.vcpu.gpr(_REGISTERS[source]), debugging_extensions)
-                self._hook_addresses(self._debug.execution_breakpoints())
-            else:
-                self.vcpu.set_gpr(_REGISTERS[target], self._debug.read(number, debugging_extensions))
-        except DebugRegisterFault as fault:
-            return Event(fault.vector)
-        return None
+    def _assist_of(self, instruction: Instruction) -> tuple[AssistKind, int]:
+        """What to count: the kind, and the number of the register."""
+        mnemonic, operands = instruction.mnemonic, instruction.operands
+        if mnemonic in ("rdmsr", "wrmsr"):
+            return AssistKind(mnemonic), self.vcpu.gpr(ECX)
+        if mnemonic in ("rdrand", "rdseed"):
+            return AssistKind.RANDOM, 0
+        if mnemonic == "ltr":
+            return AssistKind.TASK_REGISTER, 0
+        if operands.startswith("cr"):
+            return AssistKind.CONTROL_REGISTER, int(operands[2])
+        return AssistKind.DEBUG_REGISTER, int(operands[operands.index("dr") + 2])

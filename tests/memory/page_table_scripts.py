@@ -35,6 +35,7 @@ PRESENT, WRITABLE, USER, ACCESSED, DIRTY, LARGE, GLOBAL, NX = 1, 2, 4, 0x20, 0x4
 _FRAME: Final = 0x000F_FFFF_FFFF_F000
 _FREE_TO_SET: Final = WRITABLE | USER | 0x18 | ACCESSED | DIRTY | 0xE00
 _FREE_TO_CLEAR: Final = 0x18 | 0xE00 | NX
+_RESERVED: Final = 0x7FFF_FF00_0000_0000
 _RF: Final = 1 << 16
 
 # Guest-physical memory: 32 frames for tables and data, and four more above 4 MiB
@@ -154,6 +155,7 @@ class _Cached(NamedTuple):
     large: bool
     kept: bool
     """Global: survives a load of CR3."""
+    when: int
 
 
 class UnfitError(Exception):
@@ -182,6 +184,8 @@ class Script:
         self._cached: dict[int, _Cached] = {}
         self._directories: dict[int, tuple[int, int]] = {}  # region of a directory entry -> where it was, and what
         self._pointers: tuple[int, ...] = ()
+        self._used: dict[int, dict[int, _Cached]] = {}  # lowest entry -> page -> how it was last used there
+        self._flushed: dict[int, int] = {}  # page -> when
         self._load_pointers()
 
     # ------------------------------------------------------------------ the paging that is believed in
@@ -238,6 +242,11 @@ class Script:
         cached = self._cached.get(linear >> 12)
         if cached is not None and not _still_good(cached.entries, entries):
             return "page"
+        flushed = self._flushed.get(linear >> 12, -1)
+        for other in self._used.get(entries[-1][0], {}).values() if entries else ():
+            # Used at another address: the CPU may have looked ahead at this one
+            if other.when >= flushed and not _grew(other.entries[-1][1], entries[-1][1]):
+                return "page"
         above = self._directories.get(self._region(linear))
         if above is not None:
             now = entries[-2] if len(entries) > 1 + self.pae else entries[-1]
@@ -264,14 +273,17 @@ class Script:
         if self._engine and not large and len(entries) == 2 + self.pae:
             # The engine's MMU marks a directory entry before it looks at the table, even if that ends in a fault.
             directory, entry = entries[-2]
-            if not entry & NX or self.registers.efer & EFER_NXE:
+            reserved = _RESERVED | (0 if self.registers.efer & EFER_NXE else NX)
+            if not entry & reserved:
                 self.memory.set_bits_u32(directory, ACCESSED)
         if isinstance(result, int):
             entries, large = self.trace(linear)
             kept = bool(entries[-1][1] & GLOBAL and self.registers.cr4 & CR4_PGE)
-            self._cached[linear >> 12] = _Cached(tuple(entries), large, kept)
+            page = linear >> 12
+            cached = self._cached[page] = _Cached(tuple(entries), large, kept, len(self.steps))
             if not large:
                 self._directories[self._region(linear)] = entries[-2]
+                self._used.setdefault(entries[-1][0], {})[page] = cached
         return result
 
     def _look(self, linear: int, *, write: bool = False, user: bool = False, fetch: bool = False) -> int | None:
@@ -323,6 +335,7 @@ class Script:
         """INVLPG."""
         linear &= 0xFFFF_FFFF
         cached = self._cached.pop(linear >> 12, None)
+        self._flushed[linear >> 12] = len(self.steps) + 1
         if cached is not None and cached.large:
             for page, other in list(self._cached.items()):
                 if other.large and other.entries[-1][0] == cached.entries[-1][0]:
@@ -334,12 +347,14 @@ class Script:
         """MOV to CR3, which may be the same."""
         self.registers = self.registers._replace(cr3=root)
         self._cached = {page: cached for page, cached in self._cached.items() if cached.kept}
+        self._used = {at: {p: c for p, c in pages.items() if c.kept} for at, pages in self._used.items()}
         self._directories.clear()
         self._load_pointers()
         self._emit(Command("cr3", value=root), Done(root))
 
     def _forget(self) -> None:
         self._cached.clear()
+        self._used.clear()
         self._directories.clear()
         self._load_pointers()
 
