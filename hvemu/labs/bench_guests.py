@@ -124,7 +124,10 @@ def touches_again(pages: int, rounds: int) -> bytes:
     _map(image, _DIRECTORIES, _DIRECTORIES + _PAGE, 0)
     _map_area(image, _DIRECTORIES, 0, _DIRECTORIES + 2 * _PAGE)
     body = _assemble("0f22d8 51") + _touch(pages) + _assemble("59")  # mov cr3, eax / push ecx ... pop ecx
-    image.put(BASE, _turn_paging_on(_DIRECTORIES) + _assemble("b8", _word(_DIRECTORIES)) + _loop(rounds, body) + _assemble(_END))
+    image.put(
+        BASE,
+        _turn_paging_on(_DIRECTORIES) + _assemble("b8", _word(_DIRECTORIES)) + _loop(rounds, body) + _assemble(_END),
+    )
     return image.build()
 
 

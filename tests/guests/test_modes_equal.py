@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from hvemu.machine.configuration import MODES
+from hvemu.machine.configuration import MODES, SHADOWS
 from hvemu.testing.catalog import catalog
 from hvemu.testing.running import guest_configuration, run_guest
 
@@ -40,3 +40,15 @@ def test_a_guest_behaves_as_on_the_bare_machine(name, mode):
     assert native[1:4] == other[1:4]
     for field in vars(native[4]):
         assert (field, getattr(native[4], field)) == (field, getattr(other[4], field))
+
+
+@pytest.mark.parametrize("shadow", [variant for variant in SHADOWS if variant != "cached"])
+@pytest.mark.parametrize("name", ["paging", "selfmod", "preempt", "faults"])
+def test_every_variant_of_shadow_paging_does_the_same(name, shadow):
+    """Flushing and tracing cost exits, not correctness."""
+    guest = catalog()[name]
+    result = run_guest(guest_configuration(guest, mode="trap", shadow=shadow), position=LIMIT)
+    native = final(name, "native")
+    assert native[0] == result.console
+    assert native[1:3] == (result.status, result.machine.mode.position())
+    assert native[4] == result.machine.registers()
