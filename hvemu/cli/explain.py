@@ -122,7 +122,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     ExitKind.ENGINE_ERROR: Explanation(
         "The engine cannot go on, for example because the guest jumped to an address without memory.",
         "A wild jump or return. The sentence at the end of the run names EIP and cause; status 64.",
-        "hvemu/modes/direct_execution.py ends the guest.",
+        "hvemu/modes/stretches.py ends the guest.",
         "docs/engine.md",
     ),
     AssistKind.EXCEPTION: Explanation(
@@ -188,7 +188,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     AssistKind.CONTROL_REGISTER: Explanation(
         "MOV to CR0 or CR4 with reserved or contradictory bits: #GP, which the engine would not raise.",
         "A kernel that sets bits this CPU does not have. The detail is the register.",
-        "hvemu/modes/native.py.",
+        "hvemu/modes/native.py notices it, hvemu/cpu/privileged.py refuses it.",
         "SDM vol. 2B, MOV to control registers",
     ),
     AssistKind.IO_PERMISSION: Explanation(
@@ -200,13 +200,13 @@ EXPLANATIONS: dict[str, Explanation] = {
     AssistKind.TASK_REGISTER: Explanation(
         "LTR with a null selector: #GP, which the engine would not raise.",
         "A kernel bug.",
-        "hvemu/modes/native.py.",
+        "hvemu/modes/native.py notices it, hvemu/cpu/privileged.py refuses it.",
         "SDM vol. 2A, LTR",
     ),
     AssistKind.RANDOM: Explanation(
         "RDRAND or RDSEED: #UD, because host entropy would make runs differ. CPUID does not show them.",
         "A program that does not look at CPUID.",
-        "hvemu/modes/native.py.",
+        "hvemu/modes/native.py notices it, hvemu/cpu/privileged.py refuses it.",
         "SDM vol. 1, 7.3.17",
     ),
     PagingEvent.FILL: Explanation(

@@ -9,12 +9,37 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hvemu.cpu.state import CS, EAX, EBX, EDI, EDX, ESI, ESP, FLAT_CODE, FLAT_DATA, SS, Segment, TableRegister
+from hvemu.cpu.state import (
+    CS,
+    EAX,
+    EBX,
+    EDI,
+    EDX,
+    ESI,
+    ESP,
+    FLAG_IF,
+    FLAT_CODE,
+    FLAT_DATA,
+    FS,
+    SS,
+    Segment,
+    TableRegister,
+)
 from hvemu.engine import binding
 from hvemu.engine.block_clock import InstructionCounter
 from hvemu.engine.vcpu import EngineError, Vcpu
 from hvemu.memory.machine_memory import MachineMemory
-from hvemu.vocabulary.paging import CR0_ET, CR0_PE, CR0_PG, CR4_PAE, EFER_NXE
+from hvemu.vocabulary.paging import (
+    CR0_ET,
+    CR0_NE,
+    CR0_PE,
+    CR0_PG,
+    CR0_WP,
+    CR4_PAE,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NXE,
+)
 
 CODE = 0x1000
 _MMIO = 0x0010_0000
@@ -62,6 +87,62 @@ class Rig:
         """Run until something stops the engine."""
         self.vcpu.set_eip(eip)
         self.vcpu.run()
+
+
+class CompatibilityRig(Rig):
+    """The same in compatibility mode, ring 1: a 64-bit CPU's 4-level tables under 32-bit code, as mode ``trap`` runs.
+
+    The first MiB is mapped at its place. ``HIGH``, which is out of reach for the code, begins with the GDT; ``map``
+    changes a page of the low MiB, of ``HIGH``, or of the two around 4 GiB.
+    """
+
+    HIGH = 1 << 39
+    BORDER = 1 << 32
+    _TABLES = 0x10000
+    _GDT = 0x20000
+
+    def __init__(self) -> None:
+        super().__init__()
+        entry, view, free = struct.Struct("<Q"), self.memory.view, self._TABLES + 0x1000
+        self._leaves = {}
+        for area in (0, self.HIGH, self.BORDER - 0x20_0000, self.BORDER):
+            table = self._TABLES
+            for shift in (39, 30, 21):
+                at = table + (area >> shift & 511) * 8
+                if not entry.unpack_from(view, at)[0]:
+                    entry.pack_into(view, at, free | 7)
+                    free += 0x1000
+                table = entry.unpack_from(view, at)[0] & ~0xFFF
+            self._leaves[area >> 21] = table
+        for page in range(0, _MMIO, 0x1000):
+            self.map(page, page)
+        self.map(self.HIGH, self._GDT, no_execute=True)
+        descriptors = 0, 0, 0x00CF_BB00_0000_FFFF, 0x00CF_B300_0000_FFFF, 0x00CF_7B00_0000_FFFF, 0x00CF_F300_0000_FFFF
+        struct.pack_into("<6Q", view, self._GDT, *descriptors)  # ring 1 code and data, ring 3 absent code and data
+        high = self.HIGH
+        self.vcpu.set_tables(
+            TableRegister(high, 0x2F),
+            TableRegister(high, 0),
+            Segment(0, 0, 0, 0),
+            Segment(0x58, high, 0x67, 0x8900),
+        )
+        cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG
+        self.control(cr0, self._TABLES, CR4_PAE, EFER_LME | EFER_LMA | EFER_NXE)
+        self.ring(1)
+        self.vcpu.set_eflags(2 | FLAG_IF)
+        self.faults: list[tuple[int, int, int]] = []
+        self.vcpu.on_interrupt(self._fault)
+
+    def _fault(self, vector: int) -> None:
+        self.faults.append((vector, self.vcpu.eip(), self.vcpu.error_code()))
+        self.vcpu.clear_exception()
+        self.vcpu.stop()
+
+    def map(self, linear: int, physical: int, *, no_execute: bool = False) -> None:
+        """Map a page and forget what was there."""
+        bits = 0x67 | (1 << 63 if no_execute else 0)
+        struct.pack_into("<Q", self.memory.view, self._leaves[linear >> 21] + (linear >> 12 & 511) * 8, physical | bits)
+        self.vcpu.flush_tlb()
 
 
 def _expect(expected: object, actual: object) -> str | None:
@@ -376,6 +457,64 @@ def _wild_jump_ends() -> str | None:
     return "the engine went on without memory"
 
 
+def _privileged_faults_at_ring_1() -> str | None:
+    rig = CompatibilityRig()
+    # cli / sti / hlt / clts / mov eax, cr0 / mov cr3, eax / mov dr7, eax / lgdt [eax] / invlpg [eax] / rdmsr / wbinvd
+    codes = "fa fb f4 0f06 0f20c0 0f22d8 0f23f8 0f0110 0f0138 0f32 0f09".split()
+    for number, code in enumerate(codes):
+        rig.code(code, CODE + 16 * number)
+        rig.go(CODE + 16 * number)
+    return _expect([(13, CODE + 16 * number, 0) for number in range(len(codes))], rig.faults)
+
+
+def _sensitive_is_silent() -> str | None:
+    """They show the hypervisor's TR and IF, and POPF does not change IF; the only fault is that of HLT at the end."""
+    rig = CompatibilityRig()
+    # str eax / pushf / pop ebx / push 2 / popf / pushf / pop edx / mov esi, cs / sgdt [2000h] / smsw edi / hlt
+    rig.code("0f00c8 9c 5b 6a02 9d 9c 5a 8cce 0f010500200000 0f01e7 f4")
+    rig.go()
+    vcpu = rig.vcpu
+    saw = vcpu.gpr(EAX), vcpu.gpr(EBX) & FLAG_IF, vcpu.gpr(EDX) & FLAG_IF, vcpu.gpr(ESI) & 3
+    return _expect((0x58, FLAG_IF, FLAG_IF, 1, [(13, CODE + 22, 0)]), (*saw, rig.faults))
+
+
+def _return_to_absent_code() -> str | None:
+    rig = CompatibilityRig()
+    rig.code("90 cf")  # nop / iret
+    struct.pack_into("<5I", rig.memory.view, 0x7000, 0x3000, 0x23, 2, 0x6000, 0x2B)
+    rig.vcpu.set_gpr(ESP, 0x7000)
+    rig.go()
+    return _expect(([(11, CODE + 1, 0x20)], 0x7000), (rig.faults, rig.vcpu.gpr(ESP)))
+
+
+def _addresses_wrap() -> str | None:
+    """A sum is taken modulo 4 GiB; an access across the border goes on behind it, where address 0 must be mapped."""
+    rig = CompatibilityRig()
+    rig.map(rig.BORDER - 0x1000, 0x5000)
+    rig.map(rig.BORDER, 0)
+    rig.memory.view[0:4], rig.memory.view[0x5FFC:0x6000] = b"wrap", b"edge"
+    rig.vcpu.set_segment(FS, FLAT_DATA._replace(base=0xFFFF_F000, attributes=FLAT_DATA.attributes | 1 << 13))
+    rig.code("64a100100000 8b1dfeffffff f4")  # mov eax, fs:[1000h] / mov ebx, [FFFFFFFEh] / hlt
+    rig.go()
+    saw = [rig.vcpu.gpr(index).to_bytes(4, "little") for index in (EAX, EBX)]
+    return _expect([b"wrap", b"gewr"], saw)
+
+
+def _code_is_forgotten_through_an_alias() -> str | None:
+    """Translated code outlives a change made behind the engine's back until any address of its frame is named."""
+    rig, seen = CompatibilityRig(), []
+    rig.code("b001 f4", 0x3000)  # mov al, 1 / hlt
+    for step in range(3):
+        rig.go(0x3000)
+        seen.append(rig.vcpu.gpr(EAX) & 0xFF)
+        if step == 0:
+            rig.memory.view[0x3001] = 5
+        else:
+            rig.map(rig.HIGH + 0x1000, 0x3000)
+            rig.vcpu.forget_code_at(rig.HIGH + 0x1000, 0x1000)
+    return _expect([1, 1, 5], seen)
+
+
 PROBES = (
     Probe("privileged instruction at CPL 3", "real #GP, EIP at the instruction", _privileged_faults),
     Probe("INT n", "delivery by hvemu, EIP after the instruction", _software_interrupt),
@@ -403,4 +542,9 @@ PROBES = (
     Probe("flags across a stop", "set and restored flags are there at the start", _flags_survive_a_start),
     Probe("CPU models", "an instruction the model lacks is #UD", _models_are_enforced),
     Probe("jump to an address without memory", "ends the guest with a sentence", _wild_jump_ends),
+    Probe("privileged at CPL 1, compatibility mode", "trap: #GP, emulated", _privileged_faults_at_ring_1),
+    Probe("sensitive at CPL 1", "trap: they are silent, and leak", _sensitive_is_silent),
+    Probe("IRET to absent code, GDT above 4 GiB", "trap: every way to user code faults", _return_to_absent_code),
+    Probe("addresses in compatibility mode", "trap: wrap at 4 GiB, if address 0 is mapped there", _addresses_wrap),
+    Probe("code forgotten by another address", "trap: stores to code frames", _code_is_forgotten_through_an_alias),
 )

@@ -132,7 +132,7 @@ def touches_again(pages: int, rounds: int) -> bytes:
 
 
 def switches(spaces: int, pages: int, rounds: int) -> bytes:
-    """``rounds`` times through ``spaces`` address spaces: load CR3, store to ``pages`` pages mapped by its own table."""
+    """``rounds`` times through ``spaces`` address spaces: load CR3, store to ``pages`` pages of a table of its own."""
     image = _Image()
     shared = _DIRECTORIES + 2 * spaces * _PAGE
     body = b""

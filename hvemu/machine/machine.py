@@ -99,7 +99,7 @@ class Machine:
         finally:
             self.wall_seconds += time.perf_counter() - started
         if self.stop is not None and self.stop.status in _ENDED_BADLY and (remark := self.mode.remark()):
-            self.stop = Stop(self.stop.status, f"{self.stop.reason} {remark}")
+            self.stop = Stop(self.stop.status, f"{self.stop.reason.removesuffix('.')}. {remark}")
         if self.stop is not None and self.tracer.active:
             self.tracer.publish(Ended(mode.position(), self.stop.status, self.stop.reason))
         return self.stop

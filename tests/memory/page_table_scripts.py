@@ -155,7 +155,6 @@ class _Cached(NamedTuple):
     large: bool
     kept: bool
     """Global: survives a load of CR3."""
-    when: int
 
 
 class UnfitError(Exception):
@@ -184,8 +183,9 @@ class Script:
         self._cached: dict[int, _Cached] = {}
         self._directories: dict[int, tuple[int, int]] = {}  # region of a directory entry -> where it was, and what
         self._pointers: tuple[int, ...] = ()
-        self._used: dict[int, dict[int, _Cached]] = {}  # lowest entry -> page -> how it was last used there
+        self._reduced: dict[int, tuple[int, bool]] = {}  # entry -> when it was last taken rights, and if it was global
         self._flushed: dict[int, int] = {}  # page -> when
+        self._now = 0
         self._load_pointers()
 
     # ------------------------------------------------------------------ the paging that is believed in
@@ -242,11 +242,9 @@ class Script:
         cached = self._cached.get(linear >> 12)
         if cached is not None and not _still_good(cached.entries, entries):
             return "page"
-        flushed = self._flushed.get(linear >> 12, -1)
-        for other in self._used.get(entries[-1][0], {}).values() if entries else ():
-            # Used at another address: the CPU may have looked ahead at this one
-            if other.when >= flushed and not _grew(other.entries[-1][1], entries[-1][1]):
-                return "page"
+        # Even if this address has not been used, the CPU may have looked ahead while the entry was good
+        if entries and self._reduced.get(entries[-1][0], (0, False))[0] > self._flushed.get(linear >> 12, 0):
+            return "page"
         above = self._directories.get(self._region(linear))
         if above is not None:
             now = entries[-2] if len(entries) > 1 + self.pae else entries[-1]
@@ -279,11 +277,9 @@ class Script:
         if isinstance(result, int):
             entries, large = self.trace(linear)
             kept = bool(entries[-1][1] & GLOBAL and self.registers.cr4 & CR4_PGE)
-            page = linear >> 12
-            cached = self._cached[page] = _Cached(tuple(entries), large, kept, len(self.steps))
+            self._cached[linear >> 12] = _Cached(tuple(entries), large, kept)
             if not large:
                 self._directories[self._region(linear)] = entries[-2]
-                self._used.setdefault(entries[-1][0], {})[page] = cached
         return result
 
     def _look(self, linear: int, *, write: bool = False, user: bool = False, fetch: bool = False) -> int | None:
@@ -301,8 +297,27 @@ class Script:
     def _write(self, physical: int, data: bytes) -> None:
         if WINDOW <= physical < WINDOW + WINDOW_SIZE:
             self.window[physical - WINDOW : physical - WINDOW + len(data)] = data
-        else:
+        elif physical < RAM:
+            self._note_reduced(physical, data)
             self.memory.write(physical, data)
+
+    def _note_reduced(self, physical: int, data: bytes) -> None:
+        """An entry that the CPU may remember loses something."""
+        if not self.paging or self.memory.read(physical, len(data)) == data:
+            return
+        size = 8 if self.pae else 4
+        self._now += 1
+        start = physical & -size
+        end = (physical + len(data) + size - 1) & -size
+        before = self.memory.read(start, end - start)
+        now = before[: physical - start] + data + before[physical - start + len(data) :]
+        for at in range(0, end - start, size):
+            old, new = before[at : at + size], now[at : at + size]
+            if old != new and old[0] & ACCESSED and old[0] & PRESENT:
+                entry = int.from_bytes(old, "little")
+                if not _grew(entry, int.from_bytes(new, "little")):
+                    kept = bool(entry & GLOBAL and self.registers.cr4 & CR4_PGE)
+                    self._reduced[start + at] = self._now, kept
 
     def _check_target(self, physical: int, length: int, *, pointer: bool = False) -> None:
         """Nobody writes to the stub, to what maps it, or anything odd into a directory-pointer table."""
@@ -335,7 +350,7 @@ class Script:
         """INVLPG."""
         linear &= 0xFFFF_FFFF
         cached = self._cached.pop(linear >> 12, None)
-        self._flushed[linear >> 12] = len(self.steps) + 1
+        self._flushed[linear >> 12] = self._now
         if cached is not None and cached.large:
             for page, other in list(self._cached.items()):
                 if other.large and other.entries[-1][0] == cached.entries[-1][0]:
@@ -347,14 +362,14 @@ class Script:
         """MOV to CR3, which may be the same."""
         self.registers = self.registers._replace(cr3=root)
         self._cached = {page: cached for page, cached in self._cached.items() if cached.kept}
-        self._used = {at: {p: c for p, c in pages.items() if c.kept} for at, pages in self._used.items()}
+        self._reduced = {at: (when, kept) for at, (when, kept) in self._reduced.items() if kept}
         self._directories.clear()
         self._load_pointers()
         self._emit(Command("cr3", value=root), Done(root))
 
     def _forget(self) -> None:
         self._cached.clear()
-        self._used.clear()
+        self._reduced.clear()
         self._directories.clear()
         self._load_pointers()
 
@@ -375,6 +390,7 @@ class Script:
 
     def change_format(self, form: Format) -> None:
         """Out of paging and in again with other tables, which are laid out in between; as EFER and CR4 say."""
+        self.load_cr0(PROTECTED & ~CR0_PG)
         for address, data in layout(form):
             self.dma(address, data)
         self.form = form
@@ -386,6 +402,7 @@ class Script:
 
     def dma(self, address: int, data: bytes) -> None:
         """A device writes to RAM."""
+        self._note_reduced(address, data)
         self.memory.write(address, data)
         self.steps.append(lambda machine: machine.memory.write(address, data))
 
