@@ -16,7 +16,7 @@ commands:
   run IMAGE       boot a kernel or disk image and watch what traps
   demo            boot a small guest and show its output and its ledger
   list WHAT       list guests, devices, cpus or exits  [--json]
-  explain KIND    what an exit or an assist is, who causes it, where it is handled
+  explain KIND    what a line of the ledger means, who causes it, where it is handled
   doctor          what the engine supports here, probe by probe
   bench           measure exits and compute against the bare engine, as ratios
   lab NAME        experiments that compare modes; without a name, a list of them

@@ -256,7 +256,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     kind = arguments[0]
     if kind not in EXPLANATIONS:
-        raise UserError(f"There is no exit or assist '{kind}'", f"Kinds are: {', '.join(EXPLANATIONS)}.")
+        raise UserError(f"There is no '{kind}' in the ledger", f"Kinds are: {', '.join(EXPLANATIONS)}.")
     text = EXPLANATIONS[kind]
     if kind in tuple(PagingEvent):
         group = "paging event (neither exit nor assist)"

@@ -20,6 +20,7 @@ _AREA: Final = 0x4000_0000
 """Where the pages to touch are mapped, by page tables of their own."""
 _BUFFER_PAGES: Final = 16
 _END: Final = "e6f4 f4"  # out 0F4h, al / hlt
+_MASK: Final = "b0ff e621 e6a1"  # mov al, 0FFh / out 21h, al / out 0A1h, al: no interrupt comes, none waits
 
 
 def _assemble(*pieces: str) -> bytes:
@@ -84,7 +85,7 @@ def user_stores(count: int) -> bytes:
 
 def kernel_stores(count: int) -> bytes:
     """Ring 0 fills a buffer ``count`` times."""
-    return _stores(count) + _assemble(_END)
+    return _assemble(_MASK) + _stores(count) + _assemble(_END)
 
 
 def _stores(count: int) -> bytes:
@@ -99,8 +100,7 @@ def _stores(count: int) -> bytes:
 
 def privileged(count: int) -> bytes:
     """``count`` times CLI, MOV EAX, CR0 and STI: three privileged instructions."""
-    mask = _assemble("b0ff e621 e6a1")  # mov al, 0FFh / out 21h, al / out 0A1h, al: no interrupt comes
-    return mask + _loop(count, _assemble("fa 0f20c0 fb")) + _assemble(_END)
+    return _assemble(_MASK) + _loop(count, _assemble("fa 0f20c0 fb")) + _assemble(_END)
 
 
 def privileged_once(count: int) -> bytes:
@@ -183,6 +183,7 @@ def _in_ring_3(code: bytes) -> bytes:
     image.put(_TSS + 4, struct.pack("<II", _INNER_STACK, 0x10))
     image.put(_TSS + 0x66, struct.pack("<H", 0x68))
     start = _assemble(
+        _MASK,
         "0f0115", _word(_GDT + 0x40), "0f011d", _word(_GDT + 0x48),  # lgdt / lidt
         "66b810008ed08ed88ec0bc", _word(_STACK),  # mov ax,10h / mov ss,ax / mov ds,ax / mov es,ax / mov esp
         "66b828000f00d8",  # mov ax,28h / ltr ax

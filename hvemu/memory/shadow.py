@@ -302,6 +302,7 @@ class ShadowPaging:
             self._unwatch(frame)
         self._states.clear()
         self._flips.clear()
+        self._dirty = self._memory.dirty_frames = None  # so that every frame counts as written
 
     def state(self, frame: int) -> FrameState:
         """What a guest frame is used for."""

@@ -174,8 +174,9 @@ class DescriptorMirror:
             descriptor |= _DPL_1 << 32
         if not attributes & ATTRIBUTE_ACCESSED:
             descriptor &= ~(ATTRIBUTE_PRESENT << 32)
-        elif attributes & ATTRIBUTE_CODE and attributes & _DPL == _DPL and not attributes & ATTRIBUTE_CONFORMING:
-            # Every way back to user code must fault in the kernel, because it restores the virtual IF.
+        elif attributes & ATTRIBUTE_CODE and (attributes & _DPL == _DPL or attributes & ATTRIBUTE_CONFORMING):
+            # Every way back to user code must fault in the kernel, because it restores the virtual IF. A conforming
+            # segment is one too.
             self._user_code[at] = descriptor
             if not self._user:
                 descriptor &= ~(ATTRIBUTE_PRESENT << 32)
