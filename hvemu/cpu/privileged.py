@@ -52,6 +52,7 @@ from hvemu.cpu.state import (
     segment_from_descriptor,
 )
 from hvemu.memory.guest_memory import GuestPhysicalMemory
+from hvemu.vocabulary.addresses import PAGE_SIZE
 from hvemu.vocabulary.outcomes import Halt
 from hvemu.vocabulary.paging import CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR4_DE
 
@@ -199,7 +200,7 @@ class PrivilegedInstructions:
         return self._load(effective_address(self._cpu, instruction, operand), size)
 
     def store(self, instruction: Detailed) -> bool:
-        """Do a plain store, MOV to memory, in place of the CPU; False when it is another instruction or faults."""
+        """Do a plain store, MOV to memory, in place of the CPU; False for another instruction or a page crossed."""
         if instruction.mnemonic != "mov" or instruction.operands[0].kind != "mem" or instruction.repeated:
             return False
         target, source = instruction.operands
@@ -208,10 +209,9 @@ class PrivilegedInstructions:
         cpu = self._cpu
         value = self._value(instruction, source, target.size).to_bytes(target.size, "little")
         address = effective_address(self._cpu, instruction, target)
-        try:
-            write_linear(self._memory, cpu.paging(), address, value, user=cpu.cpl() == 3)
-        except LinearFault:  # on the second of two pages
-            return False
+        if address % PAGE_SIZE + target.size > PAGE_SIZE:
+            return False  # the other half may fault, or be a device's
+        write_linear(self._memory, cpu.paging(), address, value, user=cpu.cpl() == 3)
         cpu.set_eip(cpu.eip() + len(instruction.code))
         cpu.set_interrupt_shadow(False)
         self._clear_resume_flag()

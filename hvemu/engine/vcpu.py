@@ -82,7 +82,7 @@ class Vcpu:
         self._handle = self.handle = binding.handle_value(self._uc)
         self._handle_argument = ctypes.c_void_p(self._handle)
         self._keep: list[Any] = []
-        self._mmio: list[tuple[int, int, Callable[[int, int], int], Callable[[int, int, int], None]]] = []
+        self._mmio: list[tuple[int, int]] = []
         self._uc.ctl_exits_enabled(True)
         address = self._state_address = layout.find_cpu_state(self._uc)
         self._buffer = (ctypes.c_char * layout.STATE_SIZE).from_address(address)
@@ -150,12 +150,19 @@ class Vcpu:
         if error:
             raise EngineError(error)
         self._uc.mem_protect(base, size, binding.constants.UC_PROT_NONE)
+        self._mmio.append((base, size))
 
     def allow_mmio(self) -> None:
-        """Let accesses to MMIO ranges through to their callbacks; call once, after mapping."""
+        """Let accesses to MMIO ranges through to their callbacks; call once, after mapping.
+
+        The hooks are bounded: one over all addresses would keep every store in the engine on its slow path.
+        """
         constants = binding.constants
         callback = binding.MEMORY_CALLBACK(lambda *_: True)
-        self._hook(constants.UC_HOOK_MEM_READ_PROT | constants.UC_HOOK_MEM_WRITE_PROT, callback)
+        for base, size in self._mmio:
+            self._hook(
+                constants.UC_HOOK_MEM_READ_PROT | constants.UC_HOOK_MEM_WRITE_PROT, callback, base, base + size - 1
+            )
 
     # ------------------------------------------------------------------ hooks
 

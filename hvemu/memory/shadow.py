@@ -59,6 +59,7 @@ _ADDRESS_SPACES: Final = 128
 """Most address spaces kept; the one not used for longest goes."""
 _LAST_WINDOW_FRAME: Final = (1 << 27) - 1
 """What stands for every address from 512 GiB on, where nobody answers."""
+_LONGEST_INSTRUCTION: Final = 15
 _FLIPS: Final = 8
 """Changes from CODE to DATA after which a frame is MIXED for good: two pages that store into each other."""
 
@@ -231,6 +232,8 @@ class ShadowPaging:
         if write and (frame in self._tracked or frame in self._watched) and not self._may_write(frame):
             return Traced(frame)
         executable = not path or not path[0].no_execute
+        if write and not executable and self._runs_in(frame, instruction) and not self._may_patch_itself(frame):
+            return Traced(frame)
         self._change_state(frame, write, fetch, executable, instruction)
         self._map(linear, frame, write, path[0] if path else None)
         self._settle()
@@ -267,6 +270,8 @@ class ShadowPaging:
             self._protect(frame)
             after = self._page(frame)
             if after != before:
+                if frame in self._states:
+                    self._physical.forget_frame(self._memory.machine_frame(frame) << PAGE_SHIFT)
                 for offset in range(0, PAGE_SIZE, 8):
                     if after[offset : offset + 8] != before[offset : offset + 8]:
                         self._written_by_others(frame, offset, 8)
@@ -357,7 +362,7 @@ class ShadowPaging:
             protected = frame in self._watched or (frame in self._tracked and frame not in self._unsync)
             protected = protected and frame not in self._opened
             logged = self._dirty is not None and not write
-            allowed = state is FrameState.DATA or (state is FrameState.MIXED and execute)
+            allowed = state is FrameState.DATA or (state is FrameState.MIXED and execute) or frame in self._opened
             if writable and allowed and not protected and not logged:
                 entry |= PTE_WRITABLE | PTE_DIRTY
                 if self._dirty is not None:
@@ -554,17 +559,32 @@ class ShadowPaging:
             else:
                 self._set_state(frame, FrameState.CODE)
         elif write and state is FrameState.CODE:
-            own = walk(self._memory, self._registers, instruction & 0xFFFF_FFFF, mark=False)
-            if isinstance(own, int) and own >> PAGE_SHIFT == frame:
+            if self._runs_in(frame, instruction):
                 self._set_state(frame, FrameState.MIXED)
             else:
                 self._flips[frame] += 1
                 self._physical.forget_frame(self._memory.machine_frame(frame) << PAGE_SHIFT)
                 self._set_state(frame, FrameState.DATA)
-        elif write and state is FrameState.MIXED and not executable:
+        elif write and state is FrameState.MIXED and not executable and frame not in self._opened:
             # Stores through a mapping that the guest forbids to execute are not checked against translated code.
             self._physical.forget_frame(self._memory.machine_frame(frame) << PAGE_SHIFT)
             self._set_state(frame, FrameState.DATA)
+
+    def _runs_in(self, frame: int, instruction: int) -> bool:
+        """Whether the instruction at a linear address is in a frame that executes, or its end may be."""
+        if frame not in self._states:
+            return False
+        for address in (instruction, instruction + _LONGEST_INSTRUCTION - 1):
+            own = walk(self._memory, self._registers, address & 0xFFFF_FFFF, mark=False)
+            if isinstance(own, int) and own >> PAGE_SHIFT == frame:
+                return True
+        return False
+
+    def _may_patch_itself(self, frame: int) -> bool:
+        """Code that stores to its own frame where it must not execute: the frame cannot be CODE and DATA at once."""
+        if self._opened:
+            self._opened.setdefault(frame, self._page(frame))
+        return frame in self._opened
 
     def _set_state(self, frame: int, state: FrameState) -> None:
         """Every mapping is dropped, so that each is filled again as the new state wants it."""

@@ -91,6 +91,8 @@ def walk(
             return PageFault(linear, _error(True, write, user, False) | ERROR_RESERVED)
         physical = ((pde & 0x1FE000) << 19) | (pde & 0xFFC00000) | (linear & 0x3FFFFF)
     else:
+        if mark and not pde & PTE_ACCESSED:  # whatever its table says
+            memory.set_bits_u32(pde_address, PTE_ACCESSED)
         leaf_address = (pde & 0xFFFFF000) + ((linear >> 10) & 0xFFC)
         leaf = memory.read_u32(leaf_address)
         if not leaf & PTE_PRESENT:
@@ -102,8 +104,6 @@ def walk(
     if write and not rights & PTE_WRITABLE and (user or cr0 & CR0_WP):
         return PageFault(linear, _error(True, write, user, False))
     if mark:
-        if not pde & PTE_ACCESSED:
-            memory.set_bits_u32(pde_address, PTE_ACCESSED)
         wanted = PTE_ACCESSED | (PTE_DIRTY if write else 0)
         if leaf & wanted != wanted:
             memory.set_bits_u32(leaf_address, wanted)
@@ -146,6 +146,8 @@ def _walk_pae(
         leaf_address, leaf, rights, deny = pde_address, pde, pde, pde
         physical = (pde & _PAE_FRAME & ~0x1FFFFF) | (linear & 0x1FFFFF)
     else:
+        if mark and not pde & PTE_ACCESSED:
+            memory.set_bits_u32(pde_address, PTE_ACCESSED)
         leaf_address = (pde & _PAE_FRAME) + ((linear >> 9) & 0xFF8)
         leaf = memory.read_u64(leaf_address)
         if not leaf & PTE_PRESENT:
@@ -161,8 +163,6 @@ def _walk_pae(
     ):
         return PageFault(linear, _error(True, write, user, show_fetch))
     if mark:
-        if not pde & PTE_ACCESSED:
-            memory.set_bits_u32(pde_address, PTE_ACCESSED)
         wanted = PTE_ACCESSED | (PTE_DIRTY if write else 0)
         if leaf & wanted != wanted:
             memory.set_bits_u32(leaf_address, wanted)

@@ -69,6 +69,8 @@ class TrapMode(DirectExecution):
         self._last_hidden: tuple[int, int | None] = (0, None)
         self._repeated = 0
         self._stepping_over = self._guest_steps = False
+        self._repeat_ends_at = -1
+        self._repeated_code = b""
         self._read_at = (-1, 0)  # position and EIP of the instruction that read MMIO last
         self._reads: list[tuple[int, int, int]] = []  # what it read: address, size, value
         self._replay: list[tuple[int, int, int]] = []
@@ -215,7 +217,7 @@ class TrapMode(DirectExecution):
                 self.vcpu.forget_exception()
                 self._retired_by_us(len(instruction.code), stepping=bool(self._guest.eflags() & FLAG_TF))
             else:
-                self._step_over(found.frame)
+                self._step_over(found.frame, instruction)
         else:
             super()._exception(Event(PAGE_FAULT, found.error_code, address=found.address))
 
@@ -233,11 +235,16 @@ class TrapMode(DirectExecution):
         self._reads.append((address, size, value))
         return value
 
-    def _step_over(self, frame: int) -> None:
+    def _step_over(self, frame: int, instruction: Detailed | None) -> None:
         """Let the CPU do a store to a watched frame by itself, and come back after that one instruction."""
         self.paging.close()
         self.paging.open(frame)
         self._again()
+        if instruction is not None and instruction.repeated:
+            self._repeated_code = instruction.code
+            self._repeat_ends_at = self.vcpu.eip() + len(instruction.code)
+        else:
+            self._repeat_ends_at = -1
         if not self._stepping_over:
             flags = self._guest.eflags()
             self._stepping_over, self._guest_steps = True, bool(flags & FLAG_TF)
@@ -255,6 +262,9 @@ class TrapMode(DirectExecution):
         if self._stepping_over:
             self._end_step()
             if not self._guest_steps:
+                if self.vcpu.eip() == self._repeat_ends_at:
+                    # Free of the trap flag, the engine would come back once more to find the counter at zero
+                    self._charge(len(self._repeated_code))
                 self.vcpu.forget_exception()
                 if self._running and self._pin.level and self.can_interrupt():
                     self._stop_now()

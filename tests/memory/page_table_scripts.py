@@ -5,8 +5,10 @@ the numbers ask for, it becomes a command only after the flush that the architec
 that no result depends on what was cached. A result is predicted together with all memory that the guest can reach.
 """
 
+from itertools import pairwise
 from typing import Final, NamedTuple
 
+from hvemu.machine.machine import Machine
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.machine_memory import MachineMemory
 from hvemu.memory.walk import PageFault, walk
@@ -35,7 +37,6 @@ PRESENT, WRITABLE, USER, ACCESSED, DIRTY, LARGE, GLOBAL, NX = 1, 2, 4, 0x20, 0x4
 _FRAME: Final = 0x000F_FFFF_FFFF_F000
 _FREE_TO_SET: Final = WRITABLE | USER | 0x18 | ACCESSED | DIRTY | 0xE00
 _FREE_TO_CLEAR: Final = 0x18 | 0xE00 | NX
-_RESERVED: Final = 0x7FFF_FF00_0000_0000
 _RF: Final = 1 << 16
 
 # Guest-physical memory: 32 frames for tables and data, and four more above 4 MiB
@@ -140,12 +141,30 @@ def layout(form: Format) -> list[tuple[int, bytes]]:
 
 
 class Expected(NamedTuple):
-    """What must be after a command: its result, the arena, and what the device keeps."""
+    """What must come of a command: its result, what has been stored since the last, and what the device keeps."""
 
     result: Result
-    arena: bytes
-    high: bytes
+    stores: tuple[tuple[int, bytes], ...]
     window: bytes
+
+
+class _Recorded(GuestPhysicalMemory):
+    """Memory that notes every store: the guest's, devices' and the marks of page walks."""
+
+    def __init__(self) -> None:
+        super().__init__(MachineMemory(RAM))
+        self.stores: list[tuple[int, bytes]] = []
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store and note."""
+        super().write(address, data)
+        self.stores.append((address, data))
+
+    def set_bits_u32(self, address: int, bits: int) -> None:
+        """Mark and note."""
+        super().set_bits_u32(address, bits)
+        if address + 4 <= RAM:
+            self.stores.append((address, bytes(self.view[address : address + 4])))
 
 
 class _Cached(NamedTuple):
@@ -169,14 +188,15 @@ def _grew(before: int, now: int) -> bool:
 class Script:
     """Steps for a guest and what each command must do. ``ask`` takes five small numbers and never refuses."""
 
-    def __init__(self, form: Format, *, engine: bool = False) -> None:
-        self.form, self._engine = form, engine
-        self.memory = GuestPhysicalMemory(MachineMemory(RAM))
+    def __init__(self, form: Format) -> None:
+        self.form = form
+        self.memory = _Recorded()
         self.window = bytearray(WINDOW_SIZE)
         self.pieces = layout(form)
         self.memory.write(STUB, STUB_IMAGE)
         for address, data in self.pieces:
             self.memory.write(address, data)
+        self.memory.stores.clear()
         self.registers = self.start_registers = form.registers()
         self.steps: list[Step] = []
         self.expected: list[Expected] = []
@@ -185,6 +205,8 @@ class Script:
         self._pointers: tuple[int, ...] = ()
         self._reduced: dict[int, tuple[int, bool]] = {}  # entry -> when it was last taken rights, and if it was global
         self._flushed: dict[int, int] = {}  # page -> when
+        self._flushed_large: dict[int, int] = {}  # region of a large page -> when
+        self._logged: dict[int, bytes] | None = None
         self._now = 0
         self._load_pointers()
 
@@ -236,15 +258,19 @@ class Script:
 
     def _stale(self, linear: int) -> str:
         """What must be flushed before an access: nothing, the page, or everything."""
-        entries, _ = self.trace(linear)
+        entries, large = self.trace(linear)
         if self._pointers and self._pointers[linear >> 30] != entries[0][1]:
             return "everything"
         cached = self._cached.get(linear >> 12)
         if cached is not None and not _still_good(cached.entries, entries):
             return "page"
         # Even if this address has not been used, the CPU may have looked ahead while the entry was good
-        if entries and self._reduced.get(entries[-1][0], (0, False))[0] > self._flushed.get(linear >> 12, 0):
-            return "page"
+        if entries:
+            flushed = self._flushed.get(linear >> 12, 0)
+            if large:
+                flushed = max(flushed, self._flushed_large.get(self._region(linear), 0))
+            if self._reduced.get(entries[-1][0], (0, False))[0] > flushed:
+                return "page"
         above = self._directories.get(self._region(linear))
         if above is not None:
             now = entries[-2] if len(entries) > 1 + self.pae else entries[-1]
@@ -267,13 +293,6 @@ class Script:
         result = walk(self.memory, self.registers, linear, write=write, user=user, fetch=fetch)
         if not self.paging:
             return result
-        entries, large = self.trace(linear)
-        if self._engine and not large and len(entries) == 2 + self.pae:
-            # The engine's MMU marks a directory entry before it looks at the table, even if that ends in a fault.
-            directory, entry = entries[-2]
-            reserved = _RESERVED | (0 if self.registers.efer & EFER_NXE else NX)
-            if not entry & reserved:
-                self.memory.set_bits_u32(directory, ACCESSED)
         if isinstance(result, int):
             entries, large = self.trace(linear)
             kept = bool(entries[-1][1] & GLOBAL and self.registers.cr4 & CR4_PGE)
@@ -333,24 +352,16 @@ class Script:
 
     def _emit(self, command: Command, result: Result) -> None:
         self.steps.append(command)
-        last = self.expected[-1] if self.expected else Expected(result, b"", b"", b"")
-        view = self.memory.view
-        arena, high = bytes(view[ARENA : ARENA + 0x1000 * FRAMES]), bytes(view[HIGH : HIGH + 0x1000 * HIGH_FRAMES])
-        window = bytes(self.window)
-        self.expected.append(
-            Expected(
-                result,
-                last.arena if last.arena == arena else arena,
-                last.high if last.high == high else high,
-                last.window if last.window == window else window,
-            )
-        )
+        self.expected.append(Expected(result, tuple(self.memory.stores), bytes(self.window)))
+        self.memory.stores.clear()
 
     def invalidate(self, linear: int) -> None:
         """INVLPG."""
         linear &= 0xFFFF_FFFF
         cached = self._cached.pop(linear >> 12, None)
         self._flushed[linear >> 12] = self._now
+        if self.trace(linear)[1]:
+            self._flushed_large[self._region(linear)] = self._now
         if cached is not None and cached.large:
             for page, other in list(self._cached.items()):
                 if other.large and other.entries[-1][0] == cached.entries[-1][0]:
@@ -415,7 +426,7 @@ class Script:
             if need == "everything" or (need and how & 3 == 1):
                 self.load_cr3(self.registers.cr3)
                 need = self._stale(address)
-            if need and how & 3 == 2:
+            if need and how & 15 == 2:
                 self.load_cr4(self.registers.cr4 ^ CR4_PGE)
                 need = self._stale(address)
             if need:
@@ -552,26 +563,28 @@ class Script:
 
     # ------------------------------------------------------------------ edits of tables
 
-    def aliases(self, physical: int) -> list[tuple[int, bool]]:
-        """Linear addresses at which a store now reaches guest-physical memory, and the ring that may."""
+    def alias(self, physical: int, length: int, which: int) -> tuple[int, bool] | None:
+        """One of the linear addresses at which a store now reaches guest-physical memory, and whether of the user's."""
         pages = PAGES if self.paging else PHYSICAL_PAGES
-        found = []
-        for page in pages:
-            for user in (False, True):
-                target = self._look(page << 12, write=True, user=user)
-                if target is not None and target >> 12 == physical >> 12:
-                    found.append((page << 12 | physical & 0xFFF, user))
-        return found
+        start = which % len(pages)
+        for page in pages[start:] + pages[:start]:
+            linear = page << 12 | physical & 0xFFF
+            if self._look(linear, write=True) == physical:
+                end = linear + length - 1
+                if length == 1 or self._look(end, write=True) == physical + length - 1:
+                    user = all(self._look(address, write=True, user=True) is not None for address in (linear, end))
+                    return linear, user and which & 1 == 0
+        return None
 
     def edit(self, at: int, value: int, size: int, ways: int, how: int) -> None:
         """Make an entry what it shall be: by a device, or by the CPU through a mapping in one of several ways."""
         pointer = any(root <= at < root + 32 for root in POINTERS)
         self._check_target(at, size, pointer=pointer)
-        aliases = self.aliases(at) if ways & 7 else []
-        if not aliases:
+        alias = self.alias(at, size, ways >> 3 | how & 0x60) if ways & 7 else None
+        if alias is None:
             self.dma(at, value.to_bytes(size, "little"))
             return
-        linear, user = aliases[ways >> 3 & 31 % len(aliases) if len(aliases) < 32 else (ways >> 3) % len(aliases)]
+        linear, user = alias
         for offset in reversed(range(0, size, 4)):
             now, wanted = self.memory.read_u32(at + offset), value >> 8 * offset & 0xFFFF_FFFF
             if size == 8 and now == wanted:
@@ -701,6 +714,29 @@ class Script:
             value = self.entry(level, c + 16 * number & 255, c if c & 8 else 0) if d & 8 else 0
             self.edit(table + size * index, value, size, 1 | d & 0xF6, 0)
 
+    def ask_cross(self, a: int, b: int, c: int, d: int) -> None:
+        """A store from the end of one frame of the arena into the next; tables too."""
+        at = frame(a % (FRAMES - 1)) + 0xFFE - (b & 1)
+        alias = self.alias(at, 4, b)
+        if alias is not None:
+            linear, user = alias
+            what = ("exchange", "write", "push", "or", "and")[c % 5]
+            self.access(what, linear, self.entry(0, c, d) << 16 & 0xFFFF_FFFF, user=user, how=d)
+
+    def ask_log(self, a: int, b: int, c: int, d: int) -> None:
+        """Ask which frames have been written: at least those that differ from the last time."""
+        now = {
+            start >> 12: self.memory.view[start : start + 0x1000].tobytes()
+            for start in (*range(ARENA, ARENA + 0x1000 * FRAMES, 0x1000), *range(HIGH, HIGH + 0x4000, 0x1000))
+        }
+        before, self._logged = self._logged, now
+        changed = {number for number in now if before is not None and now[number] != before[number]}
+
+        def check(machine: Machine) -> None:
+            assert changed <= machine.mode.dirty_pages()
+
+        self.steps.append(check)
+
     def ask_restore(self, a: int, b: int, c: int, d: int) -> None:
         """A device writes a table as it was at the start; so that scripts do not end up with nothing mapped."""
         for address, data in layout(self.form):
@@ -745,45 +781,44 @@ def _still_good(cached: tuple[tuple[int, int], ...], now: list[tuple[int, int]])
 
 
 FORMATS: Final = (Format(), Format(pse=True), Format(pae=True), Format(pae=True, nxe=True))
-KINDS: Final = tuple(
-    "read read write write write execute execute fill tweak tweak tweak edit edit edit_low edit_low edit_low flood"
-    " invalidate space protect paging control restore".split()
-)
+_COMMON: Final = "read read write write write execute execute fill tweak tweak tweak edit edit_low edit_low edit_low"
+KINDS: Final = tuple(f"{_COMMON} {_COMMON} edit flood flood flood cross cross invalidate space space restore".split())
+"""What scripts are made of; the more often, the more often."""
+RARE_KINDS: Final = ("protect", "paging", "control", "log")
+"""What flushes everything, or write-protects it."""
 
 
-def compose(form: Format, asked: list[tuple[str, int, int, int, int]], *, engine: bool = False) -> Script:
-    """The script of what was asked for."""
-    script = Script(form, engine=engine)
-    for request in asked:
-        script.ask(*request)
-    return script
-
-
-def play(guest: PagingGuest, script: Script) -> int:
-    """Let a guest do it and compare everything with what was expected; returns the guest's position afterwards."""
+def play(guest: PagingGuest, script: Script) -> list[int]:
+    """Let a guest do it and compare everything with what was expected; returns how long each command took."""
     guest.start(script.pieces, script.start_registers)
-    view, window, expected = guest.memory.view, guest.window, script.expected
-    last = Expected(Done(0), b"", b"", b"")
+    view, window = guest.memory.view, guest.window
+    ends = ((ARENA, ARENA + 0x1000 * FRAMES), (HIGH, HIGH + 0x1000 * HIGH_FRAMES))
+    images = [bytearray(view[start:end]) for start, end in ends]
     commands = [step for step in script.steps if isinstance(step, Command)]
+    times = [guest.position()]
 
     def compare(index: int, result: Result) -> None:
-        want = expected[index]
+        times.append(guest.position())
+        want = script.expected[index]
         if result != want.result:
             raise AssertionError(f"command {index}, {commands[index]}: expected {want.result}, found {result}")
-        for name, base, wanted, found in (
-            ("memory", ARENA, want.arena, view[ARENA : ARENA + 0x1000 * FRAMES].tobytes()),
-            ("memory", HIGH, want.high, view[HIGH : HIGH + 0x1000 * HIGH_FRAMES].tobytes()),
-            ("the device", WINDOW, want.window, bytes(window.bytes)),
-        ):
-            if wanted != found:
-                at = next(n for n in range(0, len(wanted), 4) if wanted[n : n + 4] != found[n : n + 4])
-                raise AssertionError(
-                    f"command {index}, {commands[index]}: {name} at {base + at:#x}:"
-                    f" expected {wanted[at : at + 4].hex()}, found {found[at : at + 4].hex()}"
-                )
+        for (start, end), image in zip(ends, images, strict=True):
+            for address, data in want.stores:
+                if start <= address < end:
+                    image[address - start : address - start + len(data)] = data
+            _compare_bytes(index, commands[index], start, image, view[start:end].tobytes())
+        _compare_bytes(index, commands[index], WINDOW, want.window, bytes(window.bytes))
 
-    before = guest.position()
     guest.run(script.steps, compare)
-    outside = bytes(view[:STUB]), bytes(view[STUB_END:])
-    assert (bytes(script.memory.view[:STUB]), bytes(script.memory.view[STUB_END:])) == outside
-    return guest.position() - before
+    for start, end in ((0, STUB), (STUB_END, RAM)):
+        assert script.memory.view[start:end].tobytes() == view[start:end].tobytes(), "something else was written"
+    return [after - before for before, after in pairwise(times)]
+
+
+def _compare_bytes(index: int, command: Command, base: int, expected: bytes, found: bytes) -> None:
+    if expected != found:
+        at = next(n for n in range(0, len(expected), 4) if expected[n : n + 4] != found[n : n + 4])
+        raise AssertionError(
+            f"command {index}, {command}: at {base + at:#x}"
+            f" expected {expected[at : at + 4].hex()}, found {found[at : at + 4].hex()}"
+        )

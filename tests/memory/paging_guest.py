@@ -8,6 +8,7 @@ on, which must be mapped where they are, with accessed and dirty bits set.
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pytest
@@ -340,6 +341,7 @@ class PagingGuest:
         machine.stop = None
         stop = machine.run(before + 50_000_000)
         if stop is None or stop.reason != "the guest wrote 0x0 to the debug exit port":
+            shared_guest.cache_clear()  # nobody shall inherit this
             cause = stop.reason if stop is not None else "the limit was reached"
             raise AssertionError(f"{cause}, at {commander.current}, after {commander.results[-3:]}")
         return commander.results
@@ -348,3 +350,17 @@ class PagingGuest:
         """Guest code bytes retired."""
         return int(self.mode.position())
 
+
+POLICIES = {
+    "cached": ShadowPolicy(),
+    "flush": ShadowPolicy(keep=False),
+    "trace": ShadowPolicy(unsync=False),
+    "simple": ShadowPolicy(keep=False, unsync=False),
+    "eight tables": ShadowPolicy(tables=8),
+}
+
+
+@lru_cache
+def shared_guest(mode: str) -> PagingGuest:
+    """A machine that tests use one after the other, in mode native or in mode trap with one of the policies."""
+    return PagingGuest("native") if mode == "native" else PagingGuest("trap", POLICIES[mode])
