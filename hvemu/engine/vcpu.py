@@ -82,6 +82,7 @@ class Vcpu:
         self._handle = self.handle = binding.handle_value(self._uc)
         self._handle_argument = ctypes.c_void_p(self._handle)
         self._keep: list[Any] = []
+        self._checks_all_stores = False
         self._mmio: list[tuple[int, int]] = []
         self._uc.ctl_exits_enabled(True)
         address = self._state_address = layout.find_cpu_state(self._uc)
@@ -163,6 +164,17 @@ class Vcpu:
             self._hook(
                 constants.UC_HOOK_MEM_READ_PROT | constants.UC_HOOK_MEM_WRITE_PROT, callback, base, base + size - 1
             )
+
+    def check_all_stores(self) -> None:
+        """Have every store compared with translated code from now on, also through non-executable mappings; slow.
+
+        The engine checks those only once for each entry of its TLB, unless a hook covers their page.
+        """
+        if not self._checks_all_stores:
+            self._checks_all_stores = True
+            self._hook(binding.constants.UC_HOOK_MEM_WRITE_PROT, binding.MEMORY_CALLBACK(lambda *_: True))
+            self.forget_code()
+            self.flush_tlb()
 
     # ------------------------------------------------------------------ hooks
 

@@ -32,7 +32,6 @@ class Interception(Stretches):
     def __init__(self, services: Services, cpu: LiveCpu) -> None:
         super().__init__(services, cpu)
         self._sites: set[int] = set()
-        self._no_execute = False
         self._breakpoints: frozenset[int] = frozenset()
         self._resumed_at = (-1, 0)
         services.vcpu.on_translation(self._on_translation)
@@ -51,9 +50,6 @@ class Interception(Stretches):
                 memory.code_frames.add(second >> PAGE_SHIFT)
         else:
             code = bytes(memory.view[physical : physical + size])
-        if self._no_execute:
-            # Stores through a non-executable mapping are checked against translated code once per TLB entry only.
-            self.vcpu.flush_tlb()
         if self._suspicious.search(code) and self._abandoned is None:
             self._intercept_sites(linear, size, code)
 

@@ -64,7 +64,8 @@ class NativeMode(DirectExecution):
         for index, value in cpu.msrs.items():
             self._msrs.values[index] = value
             self._msr_changed(index, value)
-        self._no_execute = bool(cpu.efer & EFER_NXE)
+        if cpu.efer & EFER_NXE:
+            vcpu.check_all_stores()
         vcpu.clear_exception()
         vcpu.set_interrupt_shadow(cpu.interrupt_shadow)
         vcpu.forget_code()
@@ -111,7 +112,8 @@ class NativeMode(DirectExecution):
 
     def _msr_changed(self, index: int, value: int) -> None:
         if index == EFER:
-            self._no_execute = bool(value & EFER_NXE)
+            if value & EFER_NXE:
+                self.vcpu.check_all_stores()
             paging = self.vcpu.paging()
             self.vcpu.load_control(paging.cr0, paging.cr3, paging.cr4, value)
         elif index in (SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP):

@@ -79,15 +79,16 @@ def reference(image: bytes, registers: PagingRegisters, access: Access) -> tuple
     table = bits(registers.cr3, 31, 5) << 5 if pae else bits(registers.cr3, 31, 12) << 12
     code = 2 * access.write + 4 * access.user + 16 * (access.fetch and no_execute)
     used: list[tuple[Level, int, int]] = []
+    marks: dict[int, int] = {}
     for level in levels:
         at = table + level.size * bits(access.linear, level.shift + level.bits - 1, level.shift)
         stored = image[at : at + level.size] if at + level.size <= len(image) else b"\xff" * level.size
         entry = int.from_bytes(stored, "little")
         if not entry & 1:
-            return PageFault(access.linear, code), {}
+            return PageFault(access.linear, code), marks
         large = level.name == "PDE" and bool(bits(entry, 7, 7)) and (pae or bool(registers.cr4 & CR4_PSE))
         if reserved(level, entry, large, pae, no_execute):
-            return PageFault(access.linear, code | 1 | 8), {}
+            return PageFault(access.linear, code | 1 | 8), marks
         used.append((level, at, entry))
         if large and pae:
             physical = bits(entry, 51, 21) << 21 | bits(access.linear, 20, 0)
@@ -96,6 +97,8 @@ def reference(image: bytes, registers: PagingRegisters, access: Access) -> tuple
             physical = bits(entry, 20, 13) << 32 | bits(entry, 31, 22) << 22 | bits(access.linear, 21, 0)
             break
         table = bits(entry, 51, 12) << 12 if pae else bits(entry, 31, 12) << 12
+        if level.name == "PDE" and at + level.size <= len(image):
+            marks[at] = 0x20  # used, whatever comes below it
     else:
         physical = table | bits(access.linear, 11, 0)
     rights = [entry for level, _, entry in used if level.name != "PDPTE"]
@@ -107,8 +110,7 @@ def reference(image: bytes, registers: PagingRegisters, access: Access) -> tuple
     if access.fetch and no_execute and any(bits(entry, 63, 63) for entry in rights):
         forbidden = True
     if forbidden:
-        return PageFault(access.linear, code | 1), {}
-    marks: dict[int, int] = {}
+        return PageFault(access.linear, code | 1), marks
     for level, at, _ in used:
         if level.name != "PDPTE" and at + level.size <= len(image):
             leaf = at == used[-1][1]
@@ -395,12 +397,14 @@ def test_accessed_and_dirty_bits() -> None:
     assert DIRECTORY | 1 == memory.read_u64(POINTERS)
 
 
-def test_a_fault_marks_nothing() -> None:
-    """Not even the levels that were fine."""
+def test_a_fault_marks_the_directory_entry_but_not_the_leaf() -> None:
+    """As the engine does: what was used on the way is accessed, what refused is not."""
     memory, registers = two_levels(TABLE | 7, 0x7000 | PRESENT)
-    before = bytes(memory.view)
     walk(memory, registers, LINEAR, write=True, user=True)
-    assert before == bytes(memory.view)
+    assert (TABLE | 0x27, 0x7000 | PRESENT) == (memory.read_u32(DIRECTORY + 12), memory.read_u32(TABLE + 20))
+    memory, registers = three_levels(TABLE | 7, 0)
+    walk(memory, registers, LINEAR)
+    assert (TABLE | 0x27, 0) == (memory.read_u64(DIRECTORY + 48), memory.read_u64(TABLE + 40))
 
 
 def test_a_directory_that_maps_itself() -> None:
