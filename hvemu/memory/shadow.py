@@ -223,7 +223,7 @@ class ShadowPaging:
         Returns the guest's own fault, a store to be traced, or None when the instruction can be tried again.
         """
         linear &= 0xFFFF_FFFF
-        write, user, fetch = (bool(error_code & bit) for bit in (ERROR_WRITE, ERROR_USER, ERROR_FETCH))
+        write, user, fetch = error_code & ERROR_WRITE != 0, error_code & ERROR_USER != 0, error_code & ERROR_FETCH != 0
         path: list[Path] = []
         physical = walk(self._memory, self._registers, linear, write=write, user=user, fetch=fetch, path=path)
         if not isinstance(physical, int):

@@ -60,7 +60,7 @@ class TrapMode(DirectExecution):
         pool = FramePool(memory.machine, 1, (memory.base >> PAGE_SHIFT) - 1)  # nothing of ours is at 0
         pages = HypervisorPages(vcpu, pool)
         self._pages = pages
-        self._events = {event: ledger.counter(event) for event in PagingEvent}
+        self._events = {event.value: ledger.counter(event) for event in PagingEvent}
         self.paging = ShadowPaging(memory, pool, pages, self._note_paging, policy, pages.pdpt)
         self._guest = DeprivilegedCpu(vcpu, memory, self.paging, pages)
         super().__init__(services, self._guest)
@@ -74,7 +74,7 @@ class TrapMode(DirectExecution):
         self._read_at = (-1, 0)  # position and EIP of the instruction that read MMIO last
         self._reads: list[tuple[int, int, int]] = []  # what it read: address, size, value
         self._replay: list[tuple[int, int, int]] = []
-        self._exits = {kind: ledger.counter(kind) for kind in ExitKind}
+        self._exits = {kind.value: ledger.counter(kind) for kind in ExitKind}
         self.audit = Audit(self._guest, vcpu, memory) if audit else None
         if audit:
             self._suspicious = re.compile(b"")
@@ -89,7 +89,7 @@ class TrapMode(DirectExecution):
         vcpu.allow_mmio()
 
     def _note_paging(self, event: PagingEvent) -> None:
-        self._events[event][0] += 1
+        self._events[event._value_][0] += 1
 
     # ------------------------------------------------------------------ the ExecutionMode contract
 
@@ -164,7 +164,7 @@ class TrapMode(DirectExecution):
     # ------------------------------------------------------------------ exits
 
     def _exit(self, kind: ExitKind, detail: int) -> None:
-        self._exits[kind][detail] += 1
+        self._exits[kind._value_][detail] += 1  # hashing an Enum is slow
         if self._tracer.active:
             self._tracer.publish(Exited(self.position(), kind, self.vcpu.eip(), detail, 0, 0))
 
@@ -325,7 +325,7 @@ class TrapMode(DirectExecution):
 
     def _exit_of(self, instruction: Detailed, eip: int) -> None:
         detail = _NUMBERS[instruction.mnemonic]
-        self._exits[ExitKind.PRIVILEGED][detail] += 1
+        self._exits["privileged"][detail] += 1
         if self._tracer.active:
             self._tracer.publish(Exited(self.position(), ExitKind.PRIVILEGED, eip, detail, len(instruction.code), 0))
 
