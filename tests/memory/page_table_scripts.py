@@ -5,6 +5,7 @@ the numbers ask for, it becomes a command only after the flush that the architec
 that no result depends on what was cached. A result is predicted together with all memory that the guest can reach.
 """
 
+import contextlib
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -16,7 +17,6 @@ from hvemu.vocabulary.paging import CR0_PG, CR0_WP, CR4_PAE, CR4_PGE, CR4_PSE, E
 from tests.memory.paging_guest import (
     CODE0,
     CODE3,
-    PAGING,
     PROTECTED,
     RAM,
     STUB,
@@ -639,10 +639,8 @@ class Script:
 
     def ask(self, kind: str, a: int, b: int, c: int, d: int) -> None:
         """Do something of a kind, or nothing if that would be illegal now."""
-        try:
+        with contextlib.suppress(UnfitError):
             getattr(self, f"ask_{kind}")(a, b, c, d)
-        except UnfitError:
-            pass
 
     def ask_read(self, a: int, b: int, c: int, d: int) -> None:
         """A load."""
@@ -666,7 +664,7 @@ class Script:
 
     def ask_tweak(self, a: int, b: int, c: int, d: int) -> None:
         """Change one bit of an entry that is on the way of an address."""
-        entries, large = self.trace(PAGES[a % len(PAGES)] << 12)
+        entries, _ = self.trace(PAGES[a % len(PAGES)] << 12)
         if not entries:
             return
         level = (b & 15) % len(entries)
@@ -685,7 +683,7 @@ class Script:
 
     def ask_edit(self, a: int, b: int, c: int, d: int) -> None:
         """Make an entry on the way of an address another one."""
-        entries, large = self.trace(PAGES[a % len(PAGES)] << 12)
+        entries, _ = self.trace(PAGES[a % len(PAGES)] << 12)
         if not entries:
             return
         level = 0 if d & 4 else len(entries) - 1 - (d >> 3) % len(entries)

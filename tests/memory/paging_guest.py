@@ -300,7 +300,7 @@ class PagingGuest:
 
         def counted(*arguments: int) -> object:
             self._faults += 1
-            if self._faults > 5_000:
+            if self._faults > 100_000:
                 raise AssertionError(f"no progress: {self.commander.current} faults again and again")
             return fault(*arguments)
 
@@ -326,6 +326,7 @@ class PagingGuest:
         cpu.tr = Segment(TASK, TSS, 0x67, 0x8B00)
         cpu.msrs = {**self.machine.registers().msrs, EFER: registers.efer}
         self.machine.stop = None
+        self._faults = 0
         self.mode.enter(cpu)
 
     def run(
@@ -336,7 +337,6 @@ class PagingGuest:
         commander.steps.extend(steps)
         commander.after = after
         commander.results = []
-        self._faults = 0
         before = self.mode.position()
         machine.stop = None
         stop = machine.run(before + 50_000_000)

@@ -12,17 +12,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hvemu.cpu.msr import EFER
-from hvemu.cpu.state import CS, ESP, SS, Segment, TableRegister, VirtualCpu, segment_from_descriptor
+from hvemu.cpu.delivery import Event
+from hvemu.cpu.state import CS, ECX, ESP, SS, TableRegister, segment_from_descriptor
 from hvemu.memory.shadow import MMIO_WINDOW, FrameState, ShadowPaging, ShadowPolicy
 from hvemu.memory.walk import PTE_NX, PTE_PRESENT, PTE_USER, PTE_WRITABLE
-from hvemu.modes.deprivileged import VMM_FRAMES
+from hvemu.modes.deprivileged import VMM_FRAMES, HypervisorPages
+from hvemu.modes.trap import TrapMode
 from hvemu.vocabulary.addresses import PAGE_SIZE
 from hvemu.vocabulary.outcomes import Stop
-from hvemu.vocabulary.paging import PagingRegisters
 from tests.memory.page_table_scripts import (
+    ALIASES,
     ARENA,
     BEYOND,
+    CODE_AT,
     DATA,
     DIRECTORIES,
     FORMATS,
@@ -30,29 +32,29 @@ from tests.memory.page_table_scripts import (
     KINDS,
     NOWHERE,
     POINTERS,
+    PRIVATE,
     RARE_KINDS,
     SHARED,
     TABLES,
     Format,
     Script,
-    frame,
     layout,
     play,
 )
 from tests.memory.paging_guest import (
     CODE0,
-    DATA0,
+    CODE3,
     DATA3,
+    IDT,
     POLICIES,
     PROTECTED,
     RAM,
     STUB_ENTRY,
-    STUB_IMAGE,
-    TASK,
     TSS,
     Command,
     Done,
     PagingGuest,
+    shared_guest,
 )
 from tests.memory.paging_guest import TABLES as STUB_DESCRIPTORS
 
@@ -91,7 +93,6 @@ class Guarded:
         view[:PAGE_SIZE] = _SECRET * (PAGE_SIZE // 8)
         for number in self.pool._free:
             view[number << 12 : (number + 1) << 12] = _SECRET * (PAGE_SIZE // 8)
-        self.own = {bytes(view[page : page + PAGE_SIZE]) for page in ()}
 
     def inspect(self) -> None:
         """Every table and every entry, and what nobody may have touched."""
@@ -110,11 +111,13 @@ class Guarded:
             tables = {root.pdpt, *root.directories, *leaves}
             upper = quads[root.pml4 >> 3 : (root.pml4 >> 3) + 512].tolist()
             assert [root.pdpt, paging._reserved] == [entry & _ADDRESS for entry in upper[:2]]
-            assert not upper[1] & PTE_USER
             assert not any(upper[2:])
             for table in (root.pdpt, *root.directories):
                 for entry in quads[table >> 3 : (table >> 3) + 512].tolist():
                     assert not entry or (entry & PTE_PRESENT and entry & _ADDRESS in tables)
+        mine = guest_pages(self.guest)
+        for entry in quads[mine._table >> 3 : (mine._table >> 3) + 512].tolist():
+            assert not entry or not entry & PTE_USER, "user code reaches the hypervisor's pages"
         for leaf in leaves.values():
             entries = quads[leaf.address >> 3 : (leaf.address >> 3) + 512].tolist()
             assert {index for index, entry in enumerate(entries) if entry} == set(leaf.filled)
@@ -141,6 +144,11 @@ class Guarded:
             assert not entry & PTE_NX
         if entry & PTE_WRITABLE and number in paging._tracked:
             assert number in paging._unsync
+
+
+def guest_pages(guest: PagingGuest) -> HypervisorPages:
+    """The hypervisor's pages above 4 GiB."""
+    return guest.mode._pages
 
 
 @lru_cache
@@ -182,6 +190,89 @@ def test_no_edit_of_tables_leads_to_a_frame_that_is_not_the_guests(form: Format,
     for kind, numbers in requests:
         script.ask(kind, *numbers)
     play_guarded(guarded(policy), script)
+
+
+# ---------------------------------------------------------------------- tables where no table should be
+
+
+def play_everywhere(script: Script) -> None:
+    """In mode native, and under every policy with a look at everything after each step."""
+    play(shared_guest("native"), script)
+    for policy in POLICIES:
+        copy = Script(script.form)
+        copy.steps, copy.expected, copy.memory = list(script.steps), script.expected, script.memory
+        play_guarded(guarded(policy), copy, every=1)
+
+
+@forms
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("address", [*NOWHERE, *BEYOND, 0xFEE0_0000])
+def test_pages_and_tables_may_lie_outside_of_memory(form: Format, level: int, address: int) -> None:
+    """Nobody answers: what is read is all ones, as an entry too, and stores go nowhere. Nobody's device is hit."""
+    script = Script(form)
+    size = 8 if form.pae else 4
+    if (not form.pae and address >> 32) or (address == 0xFEE0_0000 and level):
+        return
+    script.edit(SHARED if level == 0 else DIRECTORIES[0] + 8 * size, address | 7, size, 0, 0)
+    if not form.pae:
+        script.edit(DIRECTORIES[0] + 4 * 4, (address if level else SHARED) | 7, 4, 0, 0)
+    for user in (False, True):
+        if address != 0xFEE0_0000:
+            script.access("read", 4 << 22, user=user)
+            script.access("write", 4 << 22, 0x5555_5555, user=user)
+        script.access("write", (4 << 22) + 0xFFE, 0x5555_5555, user=user)
+    play_everywhere(script)
+
+
+@forms
+@pytest.mark.parametrize("mode", ["native", *POLICIES])
+def test_an_address_space_outside_of_memory_ends_the_guest(form: Format, mode: str) -> None:
+    """Its entries are ones: no handler is where it should be."""
+    guest = shared_guest(mode) if mode == "native" else guarded(mode).guest
+    guest.start(layout(form), form.registers())
+    with pytest.raises(AssertionError, match="triple fault"):
+        guest.run([Command("cr3", value=NOWHERE[1])])
+
+
+@forms
+def test_a_table_may_be_code_and_stack(form: Format) -> None:
+    """At entries that are not used, and at some that are."""
+    script = Script(form)
+    window = 3 << 22
+    for number in range(6):
+        for table in (SHARED, PRIVATE[0], ALIASES, DIRECTORIES[0]):
+            at = window + table - ARENA
+            script.execute(at + CODE_AT, user=table != ALIASES)
+            script.access("push", at + CODE_AT + 1, number << 8)
+            script.execute(at + CODE_AT)
+            script.access("write", at + CODE_AT + 8, 0x0040_0007 + number)
+        for address in (2 << 22, 4 << 22, window + 0x1_0000):
+            script.access("read", address)
+    play_everywhere(script)
+
+
+@forms
+@pytest.mark.parametrize("table", [SHARED, ALIASES, DIRECTORIES[0]])
+def test_interrupts_may_push_into_a_table(form: Format, table: int) -> None:
+    """What is pushed are entries from then on."""
+    size = 8 if form.pae else 4
+    top = 0x900
+    address = {SHARED: 4 << 22, ALIASES: 3 << 22, DIRECTORIES[0]: 0}[table]
+    pushed = [address + (top - 4 * n) // size * (0x1000 if table != DIRECTORIES[0] else 0) for n in range(1, 6)]
+    outcomes = []
+    for mode in ("native", *POLICIES):
+        guest = shared_guest(mode) if mode == "native" else guarded(mode).guest
+        guest.start(layout(form), form.registers())
+        guest.memory.write(TSS + 4, struct.pack("<I", (3 << 22) + table - ARENA + top))
+        steps = []
+        for number in range(5):
+            steps += [Command("read", 2 << 22, user=True), Command("write", (2 << 22) + 4, number, user=True)]
+            for page in pushed:
+                steps += [Command("invlpg", page), Command("read", page), Command("read", page, user=True)]
+        outcomes.append((guest.run(steps), guest.memory.read(ARENA, FRAMES * PAGE_SIZE)))
+        if mode != "native":
+            guarded(mode).inspect()
+    assert all(outcome == outcomes[0] for outcome in outcomes)
 
 
 # ---------------------------------------------------------------------- few frames, many address spaces
@@ -268,47 +359,74 @@ def test_two_hundred_address_spaces_are_as_good_as_one(guard: str) -> None:
 # ---------------------------------------------------------------------- programs out of control
 
 
-EAX_IS = b"\xb8"
+_HOME = 0x10_6000
+"""Ten pages that the stub's table maps for the kernel, at their own place."""
+_TOP = _HOME + 0xA000
 _ADDRESSES = (
     *(3 << 22 | number << 12 for number in range(FRAMES)),
     *(2 << 22 | number << 12 for number in (0, 1, 2, 3)),
     *(4 << 22 | number << 12 for number in (0, 1, 512)),
     *(1023 << 22 | number << 12 for number in (0, 3, 768, 1023)),
-    0xFFFF_FFFE, 0, 0xFFF, 0x8000_0000, STUB_DESCRIPTORS, TSS,
+    0xFFFF_FFFE, 0, 0xFFF, 0x8000_0000, STUB_DESCRIPTORS, TSS, _HOME, _HOME + 0x3000,
 )  # fmt: skip
 _VALUES = (
     *(table | 7 for table in TABLES), *DIRECTORIES, *POINTERS, *(data | 7 for data in DATA[:4]), *NOWHERE,
-    PROTECTED, PROTECTED & ~0x1_0000, 0x20, 0x10, 0xB0, 0, 1, 0xFFFF_FFFF, 0xE000_0007, 0x83, 0x0020_0087,
-    CODE0, DATA0, DATA3, 0xC000_0080, 0x800, 0x02, 0x0100, 0x3202,
+    0, 1, 0xFFFF_FFFF, 0xE000_0007, 0x83, 0x0020_0087, _HOME | 0x67, 0x60, STUB_ENTRY,
 )  # fmt: skip
+_CONTROLS = (
+    ("0f22d8", (*DIRECTORIES, *POINTERS)),  # mov cr3,eax
+    ("0f22d8", _VALUES),
+    ("0f22c0", (PROTECTED, PROTECTED & ~0x1_0000)),  # mov cr0,eax: WP
+    ("0f22c0", (PROTECTED & ~0x8000_0000, PROTECTED, 0x8000_0011, 0)),
+    ("0f22e0", (0, 0x10, 0x20, 0x80, 0xB0)),  # mov cr4,eax
+    ("0f0138", _ADDRESSES),  # invlpg [eax]
+    ("8ed8", (0x10, 0x18, 0x23, 0, 0x28, 0xFFFF)),  # mov ds,eax
+    ("8ee0", (0x10, 0x18, 0x23, 0, 0x28, 0xFFFF)),  # mov fs,eax
+    ("0f00d8", (0x28, 0x10)),  # ltr
+    ("0f0118", _ADDRESSES),  # lidt [eax]
+    ("0f0110", _ADDRESSES),  # lgdt [eax]
+    ("b9800000c0 31d2 0f30", (0, 0x800, 0x801, 0xFFFF_FFFF)),  # wrmsr
+    ("ffd0", _ADDRESSES),  # call eax
+    ("89c4", _ADDRESSES),  # mov esp,eax
+)
 _DEEDS = tuple(
     bytes.fromhex(text)
     for text in (
         "8907", "8b07", "8707", "0907", "2107", "ab", "f3ab", "aa", "a5", "f3a5", "a4", "50", "58", "60", "61", "9c",
-        "9d", "8c17", "894706", "c70700000000", "890e", "8b36", "0f22d8", "0f22c0", "0f22e0", "0f20d8", "0f20c0",
-        "0f20d0", "0f013f", "0f0138", "0f011f", "0f0117", "0f01e0", "0f30", "0f32", "0f09", "0f06", "fa", "fb", "f4",
-        "cf", "cd80", "cc", "f1", "0f0b", "8ed8", "8ed0", "8ec0", "8ee0", "0f00d8", "0f00d0", "0fb2e7", "c3", "cb",
-        "ffd0", "ffe7", "ff2f", "ff1f", "ebfe", "e2fe", "f7f1", "0fae07", "0fae0f", "0fc70f", "f00fb10f", "89e7",
-        "89fc", "89c4", "8d67fe", "97", "96", "91", "fc", "fd", "8d7ffe", "47", "4f",
+        "8c17", "894706", "c70700000000", "890e", "8b36", "0f20d8", "0f20c0", "0f20d0", "0f013f", "0fae07", "0fae0f",
+        "0fc70f", "f00fb10f", "97", "96", "91", "8d7ffe", "47", "4f", "c7070567ab00", "66ab", "f366a5",
     )
 )  # fmt: skip
-"""Stores, loads, stacks, control registers, descriptor tables, far transfers: what can hurt."""
+"""Stores and loads of all sizes, of several pages too."""
+_WILD = tuple(
+    bytes.fromhex(text)
+    for text in (
+        "9d", "0f011f", "0f0117", "0f01e0", "0f32", "0f09", "0f06", "fa", "fb", "f4", "cf", "cd80", "cc", "f1", "0f0b",
+        "8ed0", "8ec0", "0f00d0", "0fb2e7", "c3", "cb", "ffe7", "ff2f", "ff1f", "ebfe", "e2fe", "f7f1", "fd", "fc",
+    )
+)  # fmt: skip
+"""What ends most programs."""
 
 
 def random_code(numbers: random.Random, length: int) -> bytes:
-    """Instructions that can hurt, with operands that can, and rubbish."""
+    """Instructions that can hurt, with operands that can, and a little rubbish; a good stack now and then."""
     code = bytearray()
     while len(code) < length:
-        kind = numbers.randrange(10)
-        if kind < 4:
-            value = numbers.choice(_ADDRESSES) + numbers.choice((0, 0, 4, 8, 0x10, 0xFFE, 0x800))
-            if kind == 0:
-                value = numbers.choice(_VALUES)
-            code += bytes([0xB8 + numbers.choice((0, 0, 7, 7, 6, 1, 2, 4))]) + (value & 0xFFFF_FFFF).to_bytes(
-                4, "little"
-            )
-        elif kind < 9:
+        kind = numbers.randrange(100)
+        if not len(code) % 0x100 or kind < 5:
+            code += b"\xbc" + (_TOP - 0x10 * numbers.randrange(8)).to_bytes(4, "little")  # mov esp,...
+        elif kind < 45:
+            value = numbers.choice(_ADDRESSES) + numbers.choice((0, 0, 4, 8, 0x10, 0xFFE, 0xE10, 0x800))
+            code += bytes([0xB8 + numbers.choice((7, 7, 7, 6, 1))])  # mov edi,... or esi, ecx
+            code += (value if code[-1] != 0xB9 else numbers.randrange(20)).to_bytes(8, "little")[:4]
+            code += b"\xb8" + numbers.choice(_VALUES).to_bytes(4, "little") + numbers.choice(_DEEDS)
+        elif kind < 75:
             code += numbers.choice(_DEEDS)
+        elif kind < 95:
+            text, operands = numbers.choice(_CONTROLS[:-1] if kind < 92 else _CONTROLS)
+            code += b"\xb8" + (numbers.choice(operands) & 0xFFFF_FFFF).to_bytes(4, "little") + bytes.fromhex(text)
+        elif kind < 98:
+            code += numbers.choice(_WILD)
         else:
             code += numbers.randbytes(numbers.randrange(1, 4))
     return bytes(code[:length])
@@ -339,49 +457,57 @@ def let_loose(guard: Guarded, seed: int, *, limit: int, faults: int) -> Stop | N
     form = numbers.choice(FORMATS)
     guest, mode = guard.guest, guard.guest.mode
     pieces = random_tables(numbers, form)
-    window = 3 << 22
-    code_at = [address for address in DATA if address >= frame(20)]
-    pieces += [(address, random_code(numbers, PAGE_SIZE)) for address in code_at]
-    entries = [window + address - ARENA for address in code_at]
-    gates = bytearray()
-    for _ in range(0x81):
-        handler = numbers.choice(entries) + numbers.randrange(0xF00)
-        gates += struct.pack("<HHHH", handler & 0xFFFF, CODE0, numbers.choice((0xEE00, 0x8E00, 0xEF00)), handler >> 16)
-    interrupts = DATA[0]
-    pieces.append((interrupts, bytes(gates).ljust(PAGE_SIZE, b"\0")))
+    homes = [_HOME + 0x1000 * number for number in range(6)]  # behind them is the stack
+    pieces += [(address, random_code(numbers, PAGE_SIZE)) for address in (*homes, *DATA[-6:])]
+    entries = homes + [3 << 22 | address - ARENA for address in DATA[-6:]]
+    gates = b"".join(
+        struct.pack("<HHHH", handler & 0xFFFF, CODE0, numbers.choice((0xEE00, 0x8E00, 0xEF00)), handler >> 16)
+        for handler in (numbers.choice(homes) + 0x100 * numbers.randrange(16) for _ in range(0x81))
+    )
+    interrupts = numbers.choice((IDT, _HOME + 0x7000, DATA[0]))
+    pieces.append((interrupts, gates))
     guest.start(pieces, form.registers())
-    cpu = guest.machine.registers()
-    user = numbers.random() < 0.3
-    cpu.instruction_pointer = numbers.choice(entries)
-    cpu.idtr = TableRegister(window + interrupts - ARENA, 0x81 * 8 - 1)
-    for index in range(8):
-        cpu.gprs[index] = numbers.choice(_ADDRESSES)
-    cpu.gprs[ESP] = window + DATA[2] - ARENA + numbers.choice((0x800, 0xFFC, 2))
-    cpu.gprs[1] = numbers.randrange(20)
-    if user:
-        for index, selector in ((CS, 0x1B), (SS, 0x23)):
+    machine = guest.machine
+    machine.board.power_on()
+    cpu = machine.registers()
+    cpu.idtr = TableRegister(interrupts if interrupts != DATA[0] else 3 << 22 | interrupts - ARENA, len(gates) - 1)
+    cpu.gprs = [numbers.choice(_ADDRESSES) for _ in range(8)]
+    cpu.gprs[ESP], cpu.gprs[ECX] = _TOP, numbers.randrange(20)
+    cpu.instruction_pointer = numbers.choice(entries) + 0x100 * numbers.randrange(16)
+    if numbers.random() < 0.3:
+        cpu.instruction_pointer = numbers.choice(entries[6:])
+        for index, selector in ((CS, CODE3), (SS, DATA3)):
             at = STUB_DESCRIPTORS + (selector & ~7)
             cpu.segments[index] = segment_from_descriptor(selector, guest.memory.read_u64(at))
     mode.enter(cpu)
-    machine = guest.machine
-    machine.stop = None
-    delivered = 0
-    deliver = type(mode)._deliver_event.__get__(mode)
-
-    def counted(event: object) -> object:
-        nonlocal delivered
-        delivered += 1
-        if delivered >= faults:
-            mode.stop_soon(Stop(0, "enough"))
-            mode._stop_now()
-        return deliver(event)
-
-    mode._deliver_event = counted
-    guest._faults = 0
-    machine.board.power_on()
+    count(mode, faults)
     stop = machine.run(guest.position() + limit)
     guard.inspect()
     return stop
+
+
+def count(mode: TrapMode, deliveries: int, stretches: int = 2_000) -> None:
+    """A guest that only faults retires nothing, and would never come to the limit; and nothing else may go on so."""
+    deliver, go = (getattr(type(mode), name).__get__(mode) for name in ("_deliver_event", "_go"))
+
+    def counted(event: Event) -> object:
+        nonlocal deliveries
+        deliveries -= 1
+        if deliveries <= 0:
+            mode.stop_soon(ENOUGH)
+            mode._stop_now()
+        return deliver(event)
+
+    def watched(budget: int, **options: object) -> bool:
+        nonlocal stretches
+        stretches -= 1
+        assert stretches, "the engine is started again and again"
+        return go(budget, **options)
+
+    mode._deliver_event, mode._go = counted, watched
+
+
+ENOUGH = Stop(0, "enough")
 
 
 @settings(QUICK, max_examples=300)
@@ -390,6 +516,19 @@ def test_no_program_harms_the_hypervisor(seed: int) -> None:
     """It ends, or goes on; nothing is raised, and nothing reached."""
     try:
         let_loose(guarded("cached"), seed, limit=3_000, faults=300)
+    except BaseException:
+        guarded.cache_clear()
+        raise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["cached", "simple", "eight tables"])
+@settings(QUICK, max_examples=1_500)
+@given(seed=st.integers(0, 1 << 32))
+def test_none_of_many_more_programs_harms_the_hypervisor(policy: str, seed: int) -> None:
+    """The same, longer."""
+    try:
+        let_loose(guarded(policy), seed, limit=20_000, faults=500)
     except BaseException:
         guarded.cache_clear()
         raise

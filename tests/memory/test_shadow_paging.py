@@ -14,20 +14,17 @@ from hypothesis import strategies as st
 from tests.memory.page_table_scripts import (
     ALIASES,
     ARENA,
-    CODE_AT,
     DATA,
     DIRECTORIES,
     FORMATS,
     KINDS,
     LARGE,
-    NX,
     PRIVATE,
     RARE_KINDS,
     SHARED,
     UPPER,
     Format,
     Script,
-    frame,
     play,
 )
 from tests.memory.paging_guest import POLICIES, WINDOW, Command, PagingGuest, shared_guest
