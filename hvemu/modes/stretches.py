@@ -303,6 +303,11 @@ class Stretches(ABC):
         before = self._retired
         try:
             halted = self._go(end, exit_at=(address + end) & 0xFFFF_FFFF)
+            if self._refused == (address, end) and not self._disturbed:
+                # It stored into itself: the engine starts it again, and would charge it again
+                self._retired = before
+                self._slack = slack + end
+                halted = self._go(2 * end, exit_at=(address + end) & 0xFFFF_FFFF)
             done = vcpu.linear_eip() - address
             if not self._disturbed and 0 <= done <= end:
                 self._retired = before + done  # also if a last store into the block itself made it start again

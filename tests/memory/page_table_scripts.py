@@ -664,7 +664,7 @@ class Script:
 
     def ask_tweak(self, a: int, b: int, c: int, d: int) -> None:
         """Change one bit of an entry that is on the way of an address."""
-        entries, _ = self.trace(PAGES[a % len(PAGES)] << 12)
+        entries, large = self.trace(PAGES[a % len(PAGES)] << 12)
         if not entries:
             return
         level = (b & 15) % len(entries)

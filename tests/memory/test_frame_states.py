@@ -286,7 +286,6 @@ def test_code_may_store_to_its_own_frame_where_that_must_not_execute(mode: str, 
     assert numbers == values(guest.run(call(PAGE + 0x500, patch, number, user=number % 2) for number in numbers))
 
 
-@pytest.mark.xfail(strict=True, reason="stretches.py: the engine starts such an instruction again, and is refused")
 @pytest.mark.parametrize("mode", ["native", "trap"])
 def test_an_instruction_that_overwrites_itself_can_be_stepped(tmp_path, monkeypatch, mode: str) -> None:
     """A position, an event or a breakpoint may be due right after it."""
