@@ -300,7 +300,7 @@ class PagingGuest:
 
         def counted(*arguments: int) -> object:
             self._faults += 1
-            if self._faults > 100_000:
+            if self._faults > 10_000:
                 raise AssertionError(f"no progress: {self.commander.current} faults again and again")
             return fault(*arguments)
 
