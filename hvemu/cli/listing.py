@@ -27,10 +27,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _guests() -> list[dict[str, Any]]:
+    from hvemu.machine.configuration import MODES
     from hvemu.testing.catalog import catalog
 
     return [
-        {"name": guest.name, "kind": guest.kind, "title": guest.title, "modes": list(guest.modes)}
+        {
+            "name": guest.name,
+            "kind": guest.kind,
+            "title": guest.title,
+            "modes": [mode for mode in guest.modes if mode in MODES],
+        }
         for guest in catalog().values()
     ]
 

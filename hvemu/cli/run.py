@@ -58,6 +58,8 @@ def main(arguments: list[str]) -> int:
     if configuration.display == "text":
         _show_screen(machine, final=True)
     assert stop is not None
+    if configuration.audit and stop.status not in _SAID:
+        print(f"hvemu: audit: {machine.mode.remark()}", file=sys.stderr)
     if stop.status in _SAID:
         print(f"hvemu: {stop.reason}", file=sys.stderr)
     return int(stop.status)

@@ -70,6 +70,8 @@ class MachineConfiguration:
             raise UserError(f"The identifier '{self.identifier}' is not a UUID", "Leave it out to get one.") from None
         _choice("mode", self.mode, MODES)
         _choice("shadow variant", self.shadow, SHADOWS)
+        if self.shadow != SHADOWS[0] and self.mode == "native":
+            raise UserError("Mode native has no shadow page tables", f"Use --shadow {self.shadow} with --mode trap.")
         if self.audit and self.mode != "trap":
             raise UserError(f"In mode {self.mode} no sensitive instruction can lie", "Use --audit with --mode trap.")
         _choice("cpu", self.cpu, CPU_MODELS)

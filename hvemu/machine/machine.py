@@ -33,7 +33,7 @@ _STRETCH: Final = 25_000_000
 _SHORTEST_STRETCH: Final = 10_000
 _PATIENCE: Final = 0.05
 
-_ENDED_BADLY: Final = frozenset({ExitStatus.GUEST_ENDED, ExitStatus.TRIPLE_FAULT, ExitStatus.HALTED, ExitStatus.LIMIT})
+_ENDED_BADLY: Final = frozenset({ExitStatus.GUEST_ENDED, ExitStatus.TRIPLE_FAULT, ExitStatus.HALTED})
 
 Idle = Callable[[float], bool]
 """Wait up to so many host seconds for input; returns whether some may still come."""
@@ -236,6 +236,7 @@ class Machine:
         host = self.configuration.clock == "host"
         return {
             "mode": self.mode.name,
+            "shadow": None if self.mode.name == "native" else self.configuration.shadow,
             "image": self.configuration.image,
             "virtual_ns": None if host else self.mode.position() * NANOSECONDS_PER_BYTE,
             "position": None if host else self.mode.position(),

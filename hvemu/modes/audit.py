@@ -65,7 +65,7 @@ class Audit:
         """Whether an instruction is sensitive without being privileged."""
         if mnemonic in ("mov", "push"):
             return operands.rsplit(", ", maxsplit=1)[-1] in _SEGMENTS
-        return mnemonic in _MNEMONICS and (mnemonic != "call" or " ptr " in operands)
+        return mnemonic in _MNEMONICS and (mnemonic != "call" or "[" in operands)
 
     def examine(self, instruction: Instruction, detailed: Detailed) -> str | None:
         """The instruction at EIP is about to execute: a sentence if its result will be wrong, once for each place."""

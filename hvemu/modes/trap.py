@@ -147,10 +147,7 @@ class TrapMode(DirectExecution):
     def remark(self) -> str:
         """Which sensitive instructions lied to the guest, or how to find out."""
         if self.audit is None:
-            return (
-                "In mode trap, sensitive instructions that do not fault give a kernel wrong answers;"
-                " --audit names those that did."
-            )
+            return "With --audit, mode trap names the sensitive instructions that gave it wrong answers, if any did."
         return self.audit.summary()
 
     def dirty_pages(self) -> set[int]:
@@ -308,7 +305,8 @@ class TrapMode(DirectExecution):
         if isinstance(result, Event):
             super()._exception(result)
             return
-        self._exit_of(instruction, eip)
+        if not isinstance(result, Halt):  # which is an exit of its own
+            self._exit_of(instruction, eip)
         if isinstance(result, Unsupported):
             self._end = Stop(ExitStatus.GUEST_ENDED, self.sentence(result.reason))
             self._stop_now()

@@ -113,6 +113,7 @@ def test_the_audit_names_each_lie_once_and_no_truth():
     findings = result.machine.mode.audit.findings
     told = {finding.split("'")[1].split()[0] for finding in findings}
     assert {"sgdt", "sidt", "sldt", "str", "smsw", "pushfd", "popfd", "lar", "lsl", "mov", "push"} <= told
+    assert {"call", "lcall"} & told
     assert not {"verr", "verw", "ljmp", "retf", "int"} & told
     assert len(findings) == len(set(findings))
     plain = run_guest(guest_configuration(catalog()["sensitive"], mode="trap"))
@@ -122,7 +123,7 @@ def test_the_audit_names_each_lie_once_and_no_truth():
 def test_a_guest_that_ends_badly_is_told_about_the_audit(tmp_path):
     """And with it, which instruction lied."""
     code = "bc00001f00 fa 9c 58 a900020000 7402 0f0b f4"  # cli / pushfd / pop / test IF / jz +2 / ud2 / hlt
-    assert "--audit names those that did" in flat(tmp_path, code).run().reason
+    assert "With --audit, mode trap names" in flat(tmp_path, code).run().reason
     stop = flat(tmp_path, code, audit=True).run()
     assert stop.reason.endswith("It was fooled at EIP 0x00100006 'pushfd' pushes IF=1, the guest's is IF=0.")
     assert "#UD" in stop.reason
