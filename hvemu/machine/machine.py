@@ -236,7 +236,6 @@ class Machine:
         host = self.configuration.clock == "host"
         return {
             "mode": self.mode.name,
-            "shadow": None if self.mode.name == "native" else self.configuration.shadow,
             "image": self.configuration.image,
             "virtual_ns": None if host else self.mode.position() * NANOSECONDS_PER_BYTE,
             "position": None if host else self.mode.position(),
