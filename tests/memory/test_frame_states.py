@@ -299,6 +299,20 @@ def test_an_instruction_that_overwrites_itself_can_be_stepped(tmp_path, monkeypa
     assert (7, 0x10_0007) == (machine.mode.position(), machine.registers().instruction_pointer)
 
 
+@modes
+@forms
+def test_every_store_of_an_instruction_with_many_is_seen(mode: str, form: Format) -> None:
+    """PUSHA: the engine looks at the first store through such a mapping, and at no other."""
+    guest = start(mode, form, alias=entry(FIRST, no_execute=form.nxe))
+    # mov edx,0B8000000h / mov ebx,esp / mov esp,ALIAS+689h / pusha / mov esp,ebx / jmp 680h
+    text = b"\xba\x00\x00\x00\xb8\x89\xe3\xbc" + struct.pack("<I", ALIAS + 0x689) + b"\x60\x89\xdc\xe9"
+    at = 0x600 + len(text) + 4
+    guest.memory.write(FIRST + 0x600, text + struct.pack("<I", 0x680 - at))
+    guest.memory.write(FIRST + 0x680, b"\xb8\x00\x00\x00\x00\xc3")  # as PUSHA leaves it: EDX, ECX, EAX
+    numbers = list(range(100, 130))
+    assert numbers == values(guest.run(call(PAGE + 0x600, 0xC3, number, user=number % 2) for number in numbers))
+
+
 # ---------------------------------------------------------------------- any of it, in any order
 
 

@@ -14,15 +14,20 @@ from hypothesis import strategies as st
 from tests.memory.page_table_scripts import (
     ALIASES,
     ARENA,
+    CODE_AT,
     DATA,
     DIRECTORIES,
+    DIRTY,
     FORMATS,
     KINDS,
     LARGE,
+    NX,
     PRIVATE,
     RARE_KINDS,
     SHARED,
     UPPER,
+    USER,
+    WRITABLE,
     Format,
     Script,
     play,
@@ -201,6 +206,77 @@ def test_an_address_beyond_512_gib_is_not_that_of_a_device_below(policy: str, fo
     assert script.access("read", address)
     assert 0xFFFF_FFFF == script.expected[-1].result[0]
     play_on("native", script)
+    play_on(policy, script)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_table_that_is_as_it_was_may_have_been_otherwise_meanwhile(policy: str) -> None:
+    """What was mapped while it was out of step is compared too, although all its bytes are as before."""
+    script = Script(TWO_LEVELS)
+    page, table = 2 * SLOT, ALIAS + (PRIVATE[0] - ARENA)
+    script.dma(PRIVATE[0], (DATA[0] | 0x67).to_bytes(4, "little"))
+    script.access("read", page)
+    script.access("write", table, DATA[1] | 0x67)
+    script.invalidate(page)
+    script.access("read", page + 1)
+    script.access("write", table, DATA[0] | 0x67)
+    script.load_cr3(script.registers.cr3)
+    script.access("read", page + 1)
+    assert script.expected[-1].result != script.expected[-4].result
+    play_on(policy, script)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_table_out_of_step_that_becomes_a_directory_is_watched(policy: str) -> None:
+    """The directory of the last GiB is used as a table of the first before."""
+    script = Script(PAE)
+    script.dma(DIRECTORIES[0] + 8 * 10, (UPPER | 0x67).to_bytes(8, "little"))
+    script.access("read", 5 * SLOT)
+    upper = ALIAS + (UPPER - ARENA)
+    script.access("write", upper + 8 * 5, 0)
+    script.access("write", upper + 8 * 6, DATA[0] | 7)
+    script.access("read", 768 * SLOT)
+    script.access("write", upper, PRIVATE[1] | 0x67)
+    script.invalidate(768 * SLOT)
+    script.access("read", 768 * SLOT)
+    assert script.expected[-1].result != script.expected[-4].result
+    play_on(policy, script)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_directory_that_is_written_often_is_forgotten_altogether(policy: str) -> None:
+    """Later stores to it go unseen; so must what it said before."""
+    script = Script(TWO_LEVELS)
+    for slot in (2, 4):
+        script.access("read", slot * SLOT)
+    directory = ALIAS + (DIRECTORIES[0] - ARENA)
+    for number in range(12):
+        script.access("write", directory + 4 * (600 + number), 0)
+    script.access("write", directory + 4 * 4, PRIVATE[1] | 0x67)
+    script.invalidate(4 * SLOT)
+    script.access("read", 4 * SLOT)
+    assert script.expected[-1].result != script.expected[1].result
+    play_on(policy, script)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("difference", [DIRTY, WRITABLE, USER, NX])
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_large_pages_with_the_same_frames_have_their_own_rights(policy: str, difference: int, first: int) -> None:
+    """And their own dirty bits."""
+    script = Script(WITH_NX)
+    entry = ARENA | LARGE | 0x67
+    entries = [entry, entry & ~difference if difference != NX else entry | NX]
+    pages = [5 * SLOT, 6 * SLOT]
+    for page, value in zip(pages, entries, strict=True):
+        script.dma(DIRECTORIES[0] + 8 * (page >> 21), value.to_bytes(8, "little"))
+    data = DATA[0] - ARENA
+    for page in (pages[first], pages[1 - first]):
+        for user in (False, True):
+            script.access("read", page + data, user=user)
+            script.execute(page + data + CODE_AT, user=user)
+            script.access("write", page + data + 0x10, 1, user=user)
+            script.execute(page + data + CODE_AT, user=user)
     play_on(policy, script)
 
 
