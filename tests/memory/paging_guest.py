@@ -290,7 +290,7 @@ class PagingGuest:
         self.commander, self.window = _Commander(self.machine), Window()
         self.machine.ports.claim(PORT, 8, self.commander)
         self.machine.mmio.claim(WINDOW, WINDOW_SIZE, self.window)
-        self._faults = 0
+        self._faults, self.most_faults = 0, 10_000
         if mode == "trap":
             self._watch_for_standstill()
 
@@ -300,7 +300,7 @@ class PagingGuest:
 
         def counted(*arguments: int) -> object:
             self._faults += 1
-            if self._faults > 10_000:
+            if self._faults > self.most_faults:
                 raise AssertionError(f"no progress: {self.commander.current} faults again and again")
             return fault(*arguments)
 

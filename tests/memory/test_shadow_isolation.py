@@ -481,6 +481,7 @@ def let_loose(guard: Guarded, seed: int, *, limit: int, faults: int) -> Stop | N
             at = STUB_DESCRIPTORS + (selector & ~7)
             cpu.segments[index] = segment_from_descriptor(selector, guest.memory.read_u64(at))
     mode.enter(cpu)
+    guest.most_faults = 10_000 + 4 * limit  # every byte retired may have had its faults
     count(mode, faults)
     stop = machine.run(guest.position() + limit)
     guard.inspect()

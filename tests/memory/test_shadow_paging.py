@@ -244,39 +244,46 @@ def test_a_table_out_of_step_that_becomes_a_directory_is_watched(policy: str) ->
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_directory_that_is_written_often_is_forgotten_altogether(policy: str) -> None:
-    """Later stores to it go unseen; so must what it said before."""
-    script = Script(TWO_LEVELS)
+@pytest.mark.parametrize("form", [TWO_LEVELS, PAE])
+def test_a_directory_that_is_written_often_is_forgotten_altogether(policy: str, form: Format) -> None:
+    """From another address space: later stores to it go unseen, and so must what it said before."""
+    script = Script(form)
+    size = 8 if form.pae else 4
     for slot in (2, 4):
         script.access("read", slot * SLOT)
+    script.load_cr3(form.root(1))
     directory = ALIAS + (DIRECTORIES[0] - ARENA)
     for number in range(12):
-        script.access("write", directory + 4 * (600 + number), 0)
-    script.access("write", directory + 4 * 4, PRIVATE[1] | 0x67)
-    script.invalidate(4 * SLOT)
+        script.access("write", directory + size * (200 + number), 0)
+    script.access("write", directory + size * (8 if form.pae else 4), PRIVATE[1] | 0x67)
+    script.load_cr3(form.root(0))
     script.access("read", 4 * SLOT)
     assert script.expected[-1].result != script.expected[1].result
     play_on(policy, script)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("deed", ["read", "write", "execute"])
 @pytest.mark.parametrize("difference", [DIRTY, WRITABLE, USER, NX])
 @pytest.mark.parametrize("first", [0, 1])
-def test_two_large_pages_with_the_same_frames_have_their_own_rights(policy: str, difference: int, first: int) -> None:
-    """And their own dirty bits."""
+def test_two_large_pages_with_the_same_frames_have_their_own_rights(
+    policy: str, deed: str, difference: int, first: int
+) -> None:
+    """And their own dirty bits: what is found in the one is not found in the other."""
     script = Script(WITH_NX)
     entry = ARENA | LARGE | 0x67
-    entries = [entry, entry & ~difference if difference != NX else entry | NX]
+    entries = [entry | NX if difference == NX else entry & ~difference, entry]
     pages = [5 * SLOT, 6 * SLOT]
     for page, value in zip(pages, entries, strict=True):
         script.dma(DIRECTORIES[0] + 8 * (page >> 21), value.to_bytes(8, "little"))
-    data = DATA[0] - ARENA
+    same, another = DATA[0] - ARENA, DATA[1] - ARENA
     for page in (pages[first], pages[1 - first]):
-        for user in (False, True):
-            script.access("read", page + data, user=user)
-            script.execute(page + data + CODE_AT, user=user)
-            script.access("write", page + data + 0x10, 1, user=user)
-            script.execute(page + data + CODE_AT, user=user)
+        script.access("read", page + another)
+        for user in (True, False):
+            if deed == "execute":
+                script.execute(page + same + CODE_AT, user=user)
+            else:
+                script.access(deed, page + same + 0x10, 1, user=user)
     play_on(policy, script)
 
 
