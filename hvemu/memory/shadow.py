@@ -370,7 +370,7 @@ class ShadowPaging:
             self._mappings[frame].add(leaf.address + 8 * index)
         else:
             entry |= MMIO_WINDOW + (min(frame, _LAST_WINDOW_FRAME) << PAGE_SHIFT)
-            entry |= PTE_WRITABLE | PTE_DIRTY if writable else 0
+            entry |= (PTE_WRITABLE | PTE_DIRTY if writable else 0) | (0 if execute else PTE_NX)
         if before & ~entry & PTE_WRITABLE or (before and (before ^ entry) & _ADDRESS):
             self._stale = True
         leaf.filled[index], leaf.sources[index] = frame, source

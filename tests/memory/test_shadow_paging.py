@@ -263,6 +263,17 @@ def test_a_directory_that_is_written_often_is_forgotten_altogether(policy: str, 
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_no_memory_and_not_executable_faults_when_it_is_executed(policy: str) -> None:
+    """After a read of it as well: the fault is the guest's, not the end of it."""
+    script = Script(WITH_NX)
+    page = 5 * SLOT
+    script.dma(DIRECTORIES[0] + 8 * (page >> 21), (0x4000_0000 | NX | LARGE | 0x67).to_bytes(8, "little"))
+    script.access("read", page)
+    script.execute(page + CODE_AT)
+    play_on(policy, script)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("deed", ["read", "write", "execute"])
 @pytest.mark.parametrize("difference", [DIRTY, WRITABLE, USER, NX])
 @pytest.mark.parametrize("first", [0, 1])
