@@ -1,9 +1,9 @@
-"""``hvemu explain KIND``: every exit, hardware assist and paging event, in words. A test keeps it complete."""
+"""``hvemu explain KIND``: everything that the ledger names, in words. A test keeps it complete."""
 
 from typing import NamedTuple
 
 from hvemu.vocabulary.errors import UserError
-from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent
+from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, TranslationEvent
 from hvemu.vocabulary.paging import (
     ERROR_FETCH,
     ERROR_PRESENT,
@@ -28,6 +28,7 @@ _ERROR_CODE = "The detail is the error code: " + ", ".join(
     for bit in (ERROR_PRESENT, ERROR_WRITE, ERROR_USER, ERROR_RESERVED, ERROR_FETCH)
 )
 _SHADOWS = "Adams and Agesen, ASPLOS 2006, 2.4"
+_TRANSLATION = "Adams and Agesen, ASPLOS 2006, 3"
 
 EXPLANATIONS: dict[str, Explanation] = {
     ExitKind.IO_IN: Explanation(
@@ -208,6 +209,69 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A program that does not look at CPUID.",
         "hvemu/modes/native.py notices it, hvemu/cpu/privileged.py refuses it.",
         "SDM vol. 1, 7.3.17",
+    ),
+    ExitKind.CALLOUT: Explanation(
+        "Translated kernel code called the hypervisor to do an instruction: in its place stands a HLT, which faults in"
+        " ring 1. The detail is the instruction.",
+        "What has no short sequence of its own in the translation cache: loads of control registers, IRET, LGDT, HLT;"
+        " and stores that kept hitting page tables.",
+        "hvemu/modes/translator.py decides, binary_translation.py answers, hvemu/cpu/sensitive.py executes.",
+        _TRANSLATION,
+    ),
+    ExitKind.DISPATCH: Explanation(
+        "Translated code went where the cache could not follow: 'direct', an exit that was not chained yet; 'indirect',"
+        " a return, jump or call to a target that no hint knew.",
+        "Code that runs for the first time, and functions with more callers than a return has hints.",
+        "hvemu/modes/binary_translation.py, which translates, chains and adds a hint.",
+        _TRANSLATION,
+    ),
+    TranslationEvent.UNIT: Explanation(
+        "At most twelve instructions of the guest's kernel were translated into the cache.",
+        "Every piece of kernel code the first time it runs with interrupts enabled, or disabled.",
+        "hvemu/modes/translator.py; see it with: hvemu translate IMAGE.",
+        _TRANSLATION,
+    ),
+    TranslationEvent.CHAIN: Explanation(
+        "An exit of a unit was patched into a jump to another unit.",
+        "The first time that control goes from one to the other.",
+        "hvemu/modes/translation_cache.py.",
+        _TRANSLATION,
+    ),
+    TranslationEvent.HINT: Explanation(
+        "A return or an indirect transfer learned one more target, and compares with it in the cache from now on.",
+        "RET, CALL and JMP through a register, CALL through memory.",
+        "hvemu/modes/translation_cache.py.",
+        _TRANSLATION,
+    ),
+    TranslationEvent.REMOVAL: Explanation(
+        "A unit was dropped because the code it was made from was written, or is no longer at its address.",
+        "Self-modifying code, a loader, DMA into code; a change of page tables.",
+        "hvemu/modes/binary_translation.py; hvemu/memory/shadow.py watches the pages.",
+        _TRANSLATION,
+    ),
+    TranslationEvent.FLUSH: Explanation(
+        "The whole cache was emptied.",
+        "Power-on; a full cache; a hole that moved; a change of breakpoints.",
+        "hvemu/modes/binary_translation.py.",
+        _TRANSLATION,
+    ),
+    TranslationEvent.ADAPTATION: Explanation(
+        "A store that hit page tables again and again was retranslated to call the hypervisor instead of faulting.",
+        "The kernel's own page-table code: innocent until proven guilty.",
+        "hvemu/modes/binary_translation.py.",
+        "Adams and Agesen (2006), 3.3",
+    ),
+    TranslationEvent.HOLE: Explanation(
+        "The guest used addresses at which the translation cache lay, so that the cache had to go elsewhere.",
+        "A guest that maps, or looks for, memory everywhere.",
+        "hvemu/modes/binary_translation.py; hvemu/memory/shadow.py has the hole.",
+        "README, map",
+    ),
+    TranslationEvent.DIRECT: Explanation(
+        "Another technique took over or gave back: real mode runs as in mode native.",
+        "A boot sector; a kernel that returns to real mode.",
+        "hvemu/modes/handing_over.py.",
+        "README, map",
     ),
     PagingEvent.FILL: Explanation(
         "An entry of a shadow page table was made from the guest's own.",

@@ -26,10 +26,11 @@ def ledger_lines(statistics: dict[str, Any]) -> list[str]:
             shown = between.join(f"{_words(kind, name)}: {times}" for name, times in ranked[:_TOP])
             more = f", and {len(ranked) - _TOP} more" if len(ranked) > _TOP else ""
             lines.append(f"  {kind:20} {count:>10}  {shown}{more}")
-    paging: dict[str, int] = statistics["paging"]
-    if paging:
-        lines.append("paging:")
-        lines += [f"  {event:20} {count:>10}" for event, count in sorted(paging.items(), key=lambda item: -item[1])]
+    for group in ("paging", "translation"):
+        events: dict[str, int] = statistics[group]
+        if events:
+            lines.append(f"{group}:")
+            lines += [f"  {event:24} {count:>6}" for event, count in sorted(events.items(), key=lambda item: -item[1])]
     return lines
 
 

@@ -61,6 +61,10 @@ class Detailed(NamedTuple):
     operand_size: int
     address_size: int
     repeated: bool
+    modrm_at: int = 0
+    """Offset of the ModR/M byte, 0 if there is none."""
+    displacement_at: int = 0
+    displacement_size: int = 0
 
 
 @lru_cache(maxsize=65536)
@@ -95,7 +99,18 @@ def decode_operands(code: bytes, bits: int) -> Detailed | None:
         wide = (bits == 32) != (prefixes[2] == 0x66)
         mnemonic = found.mnemonic.split()[-1]
         repeated = prefixes[0] in (capstone.x86.X86_PREFIX_REP, capstone.x86.X86_PREFIX_REPNE)
-        return Detailed(bytes(found.bytes), mnemonic, tuple(operands), 4 if wide else 2, found.addr_size, repeated)
+        encoding = found.encoding
+        return Detailed(
+            bytes(found.bytes),
+            mnemonic,
+            tuple(operands),
+            4 if wide else 2,
+            found.addr_size,
+            repeated,
+            encoding.modrm_offset,
+            encoding.disp_offset,
+            encoding.disp_size,
+        )
     return None
 
 

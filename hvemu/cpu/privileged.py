@@ -63,14 +63,14 @@ _GENERAL = {name: (index, 4, 0) for index, name in enumerate(GPR_NAMES)}
 _GENERAL |= {name[1:]: (index, 2, 0) for index, name in enumerate(GPR_NAMES)}
 _GENERAL |= {name: (index, 1, 0) for index, name in enumerate(("al", "cl", "dl", "bl"))}
 _GENERAL |= {name: (index, 1, 8) for index, name in enumerate(("ah", "ch", "dh", "bh"))}
-_SEGMENTS = {name: index for index, name in enumerate(SEGMENT_NAMES)}
+SEGMENT_NUMBERS = {name: index for index, name in enumerate(SEGMENT_NAMES)}
 _FAR_POINTERS = {"lds": 3, "les": 0, "lfs": 4, "lgs": 5, "lss": 2}
 
 
 def register_value(cpu: CpuPort, name: str) -> int:
     """A general or segment register by its name."""
-    if name in _SEGMENTS:
-        return cpu.segment(_SEGMENTS[name]).selector
+    if name in SEGMENT_NUMBERS:
+        return cpu.segment(SEGMENT_NUMBERS[name]).selector
     index, size, shift = _GENERAL[name]
     return cpu.gpr(index) >> shift & ((1 << 8 * size) - 1)
 
@@ -84,7 +84,7 @@ def effective_address(cpu: CpuPort, instruction: Detailed, operand: Operand) -> 
         offset += register_value(cpu, operand.scaled) * operand.scale
     offset &= 0xFFFF if instruction.address_size == 2 else 0xFFFF_FFFF
     if operand.segment:
-        segment = _SEGMENTS[operand.segment]
+        segment = SEGMENT_NUMBERS[operand.segment]
     else:
         segment = SS if operand.base in ("esp", "ebp", "sp", "bp") else DS
     return (cpu.segment(segment).base + offset) & 0xFFFF_FFFF
@@ -271,8 +271,8 @@ class PrivilegedInstructions:
                 self._debug.write(int(target.register[2:]), register_value(self._cpu, source.register), extensions)
                 self.debug_changed()
             return None
-        if target.register in _SEGMENTS and target.register != "cs":
-            self._load_segment(_SEGMENTS[target.register], self._value(instruction, source, 2))
+        if target.register in SEGMENT_NUMBERS and target.register != "cs":
+            self._load_segment(SEGMENT_NUMBERS[target.register], self._value(instruction, source, 2))
             return None
         return Event(GENERAL_PROTECTION, 0)
 
@@ -363,13 +363,13 @@ class PrivilegedInstructions:
 
     def _pop(self, instruction: Detailed) -> Result:
         name = instruction.operands[0].register
-        if name not in _SEGMENTS:
+        if name not in SEGMENT_NUMBERS:
             return Event(GENERAL_PROTECTION, 0)
         cpu, stack = self._cpu, self._cpu.segment(SS)
         pointer = cpu.gpr(ESP)
         big = stack.attributes & ATTRIBUTE_BIG
         selector = self._load((stack.base + (pointer if big else pointer & 0xFFFF)) & 0xFFFF_FFFF, 2)
-        self._load_segment(_SEGMENTS[name], selector)
+        self._load_segment(SEGMENT_NUMBERS[name], selector)
         moved = pointer + instruction.operand_size
         cpu.set_gpr(ESP, moved if big else pointer & 0xFFFF_0000 | moved & 0xFFFF)
         return None

@@ -6,8 +6,10 @@ is raised by ``run``.
 """
 
 import ctypes
+import gc
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from unicorn import Uc, UcError
 
@@ -50,6 +52,8 @@ _KNOWN = 65536
 _NOT_SPLIT = ~(layout.ARITHMETIC_FLAGS | FLAG_DF) & 0xFFFF_FFFF
 _HF_INHIBIT_IRQ = 1 << 3
 _HF_KEPT = ~((3 << 0) | (1 << 4) | (1 << 5) | (1 << 6) | (1 << 7) | (7 << 9) | (3 << 14) | (1 << 22)) & 0xFFFF_FFFF
+_ALIVE: WeakSet["Vcpu"] = WeakSet()
+_MANY = 16
 _MODEL_STATE = ("FPCW", 0x37F), ("FPSW", 0), ("FPTAG", 0xFFFF), ("MXCSR", 0x1F80)
 
 
@@ -75,6 +79,7 @@ class Vcpu:
                 f"Unicorn {found} is installed, but hvemu was measured on {layout.KNOWN_VERSION}. "
                 f"Install it with: pip install unicorn=={layout.KNOWN_VERSION}"
             )
+        _make_room(self)
         constants = binding.constants
         self._uc: Any = Uc(constants.UC_ARCH_X86, constants.UC_MODE_64)
         self._uc.ctl_set_cpu_model(getattr(binding.registers, f"UC_CPU_X86_{CPU_MODELS[model]}"))
@@ -643,3 +648,15 @@ class Vcpu:
             pair = (int.from_bytes(image[at : at + 8], "little"), int.from_bytes(image[at + 8 : at + 10], "little"))
             uc.reg_write(names.UC_X86_REG_FP0 + (index + top & 7), pair)
             uc.reg_write(names.UC_X86_REG_XMM0 + index, int.from_bytes(image[at + 128 : at + 144], "little"))
+
+
+_most = _MANY
+
+
+def _make_room(vcpu: Vcpu) -> None:
+    """Engines are large and in a cycle with their callbacks: collect the dead ones before there are many."""
+    global _most
+    if len(_ALIVE) >= _most:
+        gc.collect()
+        _most = max(_MANY, 2 * len(_ALIVE))
+    _ALIVE.add(vcpu)

@@ -55,7 +55,7 @@ class Bios:
         write_port: Callable[[int, int, int], None],
         disk: bytearray | None,
     ) -> None:
-        self._memory, self._cpu = memory, cpu
+        self._memory, self.cpu = memory, cpu
         self._read_port, self._write_port = read_port, write_port
         self._disk = disk
         self._services: dict[int, Callable[[], None]] = {
@@ -66,7 +66,7 @@ class Bios:
 
     def call(self) -> None:
         """Serve the stub that just wrote to the BIOS call port; anything else that writes there is ignored."""
-        cpu = self._cpu
+        cpu = self.cpu
         if cpu.segment(CS).selector != at.BIOS_SEGMENT or cpu.paging().cr0 & 1:
             return
         offset = cpu.eip() - (at.BIOS_STUBS - at.BIOS_BASE)
@@ -85,21 +85,21 @@ class Bios:
     # ------------------------------------------------------------------ registers
 
     def _byte(self, register: int, high: bool = False) -> int:
-        return self._cpu.gpr(register) >> (8 if high else 0) & 0xFF
+        return self.cpu.gpr(register) >> (8 if high else 0) & 0xFF
 
     def _word(self, register: int) -> int:
-        return self._cpu.gpr(register) & 0xFFFF
+        return self.cpu.gpr(register) & 0xFFFF
 
     def _set_word(self, register: int, value: int) -> None:
-        self._cpu.set_gpr(register, self._cpu.gpr(register) & 0xFFFF0000 | value & 0xFFFF)
+        self.cpu.set_gpr(register, self.cpu.gpr(register) & 0xFFFF0000 | value & 0xFFFF)
 
     def _set_byte(self, register: int, value: int, high: bool = False) -> None:
         shift = 8 if high else 0
-        self._cpu.set_gpr(register, self._cpu.gpr(register) & ~(0xFF << shift) | (value & 0xFF) << shift)
+        self.cpu.set_gpr(register, self.cpu.gpr(register) & ~(0xFF << shift) | (value & 0xFF) << shift)
 
     def _flag(self, mask: int, value: bool) -> None:
         """Change a flag in the frame that the stub's IRET pops."""
-        address = self._cpu.segment(SS).base + ((self._word(ESP) + 4) & 0xFFFF)
+        address = self.cpu.segment(SS).base + ((self._word(ESP) + 4) & 0xFFFF)
         flags = int.from_bytes(self._memory.read(address, 2), "little")
         flags = flags | mask if value else flags & ~mask
         self._memory.write(address, flags.to_bytes(2, "little"))
@@ -186,7 +186,7 @@ class Bios:
             self._set_byte(EBX, 0, high=True)
         elif function == 0x13:
             move, pairs = self._byte(EAX) & 1, self._byte(EAX) & 2
-            base = self._cpu.segment(ES).base + self._word(_EBP)
+            base = self.cpu.segment(ES).base + self._word(_EBP)
             text = self._memory.read(base, min(self._word(ECX), _COLUMNS * _ROWS) * (2 if pairs else 1))
             attributes = text[1::2] if pairs else bytes((self._byte(EBX),)) * len(text)
             self._move(self._word(EDX))
@@ -279,17 +279,17 @@ class Bios:
     def _system(self) -> None:
         function = self._word(EAX)
         size = self._memory.size
-        if function == 0xE820 and self._cpu.gpr(EDX) == _SMAP:
-            ranges, index = memory_map(size), self._cpu.gpr(EBX)
-            if index >= len(ranges) or self._cpu.gpr(ECX) < 20:
+        if function == 0xE820 and self.cpu.gpr(EDX) == _SMAP:
+            ranges, index = memory_map(size), self.cpu.gpr(EBX)
+            if index >= len(ranges) or self.cpu.gpr(ECX) < 20:
                 self._carry(True, 0x86)
                 return
             row = ranges[index]
-            target = self._cpu.segment(ES).base + self._word(EDI)
+            target = self.cpu.segment(ES).base + self._word(EDI)
             self._memory.write(target, struct.pack("<QQI", *row))
-            self._cpu.set_gpr(EAX, _SMAP)
-            self._cpu.set_gpr(ECX, 20)
-            self._cpu.set_gpr(EBX, index + 1 if index + 1 < len(ranges) else 0)
+            self.cpu.set_gpr(EAX, _SMAP)
+            self.cpu.set_gpr(ECX, 20)
+            self.cpu.set_gpr(EBX, index + 1 if index + 1 < len(ranges) else 0)
             self._carry(False)
         elif function == 0xE801:
             low = min(max(0, (size >> 10) - 1024), 15 * 1024)
@@ -341,7 +341,7 @@ class Bios:
     def _keyboard(self) -> None:
         function = self._byte(EAX, high=True)
         head, tail = self._bda(0x1A), self._bda(0x1C)
-        eflags = self._cpu.eflags() & ~FLAG_CF
+        eflags = self.cpu.eflags() & ~FLAG_CF
         if function in (0x00, 0x10):
             if head == tail:
                 eflags |= FLAG_CF  # the stub halts and asks again
@@ -354,7 +354,7 @@ class Bios:
                 self._set_word(EAX, self._bda(head))
         elif function in (0x02, 0x12):
             self._set_byte(EAX, self._bda(0x17, 1))
-        self._cpu.set_eflags(eflags)
+        self.cpu.set_eflags(eflags)
 
     # ------------------------------------------------------------------ INT 13h
 
@@ -374,7 +374,7 @@ class Bios:
             status = 0x01
             if sector and count and head < HEADS:
                 block = (cylinder * HEADS + head) * SECTORS + sector - 1
-                target = self._cpu.segment(ES).base + self._word(EBX)
+                target = self.cpu.segment(ES).base + self._word(EBX)
                 status = self._transfer(block, count, target, write=function == 3, verify=function == 4)
             if status:
                 self._set_byte(EAX, 0)  # sectors transferred
@@ -394,7 +394,7 @@ class Bios:
             self._set_word(ECX, 0b101)  # packet access and EDD
             self._carry(False, 0x30)
         elif function in (0x42, 0x43, 0x44):
-            packet_at = self._cpu.segment(DS).base + self._word(ESI)
+            packet_at = self.cpu.segment(DS).base + self._word(ESI)
             packet = self._memory.read(packet_at, 16)
             length, _, count, offset, segment, block = struct.unpack("<BBHHHQ", packet)
             if length < 16 or count > 127:
@@ -406,7 +406,7 @@ class Bios:
                 self._memory.write(packet_at + 2, bytes(2))  # sectors transferred
             self._carry(status != 0, status)
         elif function == 0x48:
-            target = self._cpu.segment(DS).base + self._word(ESI)
+            target = self.cpu.segment(DS).base + self._word(ESI)
             if int.from_bytes(self._memory.read(target, 2), "little") < 26:
                 self._carry(True, 0x01)
                 return

@@ -22,7 +22,9 @@ from hvemu.machine.machine import Machine
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.machine_memory import MachineMemory
 from hvemu.memory.shadow import ShadowPolicy
+from hvemu.modes.binary_translation import BinaryTranslation
 from hvemu.modes.direct_execution import DirectExecution
+from hvemu.modes.handing_over import HandingOver
 from hvemu.modes.native import NativeMode
 from hvemu.modes.stretches import Services
 from hvemu.modes.trap import TrapMode
@@ -33,7 +35,7 @@ from hvemu.vocabulary.errors import ExitStatus
 from hvemu.vocabulary.exits import ExitKind, Io, Mmio
 from hvemu.vocabulary.outcomes import POWERED_OFF, RETIRED, Outcome, Retire, Stop
 
-VMM_MEMORY: Final = 8 << 20
+VMM_MEMORY: Final = 16 << 20
 """Machine memory below the guest's, for the hypervisor's own pages."""
 _SHADOW: Final = {
     "cached": ShadowPolicy(),
@@ -47,9 +49,17 @@ def _trap(services: Services, configuration: MachineConfiguration) -> TrapMode:
     return TrapMode(services, _SHADOW[configuration.shadow], audit=configuration.audit)
 
 
-_TECHNIQUES: Final[dict[str, Callable[[Services, MachineConfiguration], DirectExecution]]] = {
+def _bt(services: Services, configuration: MachineConfiguration) -> HandingOver:
+    def start() -> NativeMode:
+        return NativeMode(replace(services, vcpu=Vcpu(configuration.cpu)))
+
+    return HandingOver(BinaryTranslation(services, _SHADOW[configuration.shadow]), start)
+
+
+_TECHNIQUES: Final[dict[str, Callable[[Services, MachineConfiguration], DirectExecution | HandingOver]]] = {
     "native": lambda services, _: NativeMode(services),
     "trap": _trap,
+    "bt": _bt,
 }
 
 
@@ -96,7 +106,7 @@ def build(
     def unclaimed(kind: ExitKind, address: int, size: int, value: int | None) -> None:
         ledger.counter(kind)[address] += 1
         if tracer.active:
-            tracer.publish(Exited(mode.position(), kind, vcpu.eip(), address, size, value or 0))
+            tracer.publish(Exited(mode.position(), kind, dispatcher.where()[0], address, size, value or 0))
         if configuration.strict:
             what = f"{'read of' if value is None else 'write to'} unclaimed"
             space = "port" if kind is ExitKind.UNCLAIMED_IO else "address"
@@ -117,6 +127,10 @@ def build(
         status = (code << 1 | 1) & 0xFF
         mode.stop_soon(Stop(status, f"the guest wrote {code:#x} to the debug exit port"))
 
+    def bios_call() -> None:
+        bios.cpu = mode.vcpu
+        bios.call()
+
     board = Board(
         configuration,
         clock,
@@ -126,7 +140,7 @@ def build(
         watcher=watch,
         power_off=lambda: mode.stop_soon(POWERED_OFF),
         debug_exit=debug_exit,
-        bios_call=lambda: bios.call(),
+        bios_call=bios_call,
         attend=lambda: mode.attend(urgent=True),
     )
 

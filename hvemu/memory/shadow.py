@@ -174,7 +174,10 @@ class ShadowPaging:
         self._leaves: dict[tuple[int, ...], _Leaf] = {}
         self._by_address: dict[int, _Leaf] = {}
         self._tracked: dict[int, _Tracked] = {}
-        self._watched: dict[int, Callable[[int, int], None]] = {}
+        self._watched: dict[int, tuple[Callable[[int, int], None], ...]] = {}
+        self._kept: set[int] = set()  # watched frames that stay so, however often they are written
+        self._hole: tuple[int, list[int]] = (0, [])  # first slot of 2 MiB, tables of the hypervisor's own there
+        self._hole_shown = False
         self._watched_writes: dict[int, int] = defaultdict(int)
         self._opened: dict[int, bytes] = {}  # watched frames that one instruction may store to -> what they held
         self._unsync: set[int] = set()
@@ -204,6 +207,7 @@ class ShadowPaging:
         elif flush:
             self._resync()
         self._root = self._find_root()
+        self._show_hole()
         self._physical.flush_tlb()
         self._stale = False
 
@@ -241,8 +245,8 @@ class ShadowPaging:
 
     def unshadow(self, frame: int) -> None:
         """Forget what was derived from a guest frame and let it be written freely until it is a table again."""
-        watcher = self._watched.pop(frame, None)
-        if watcher is not None:
+        self._kept.discard(frame)
+        for watcher in self._watched.pop(frame, ()):
             watcher(0, 0)
         tracked = self._tracked.pop(frame, None)
         self._unwatch(frame)
@@ -282,13 +286,48 @@ class ShadowPaging:
 
         A length of 0 says that the frame is no longer watched.
         """
-        if frame >= self._ram_frames or frame in self._watched:
+        if frame >= self._ram_frames or written in self._watched.get(frame, ()):
             return
-        self._watched[frame] = written
+        self._watched[frame] = (*self._watched.get(frame, ()), written)
         self._watched_writes.pop(frame, None)
         self._memory.watched_frames.add(frame)
         self._protect(frame)
         self._settle()
+
+    def keep_watching(self, frame: int) -> None:
+        """However often this watched frame is written, go on tracing: forgetting it has not helped."""
+        self._kept.add(frame)
+
+    def is_table(self, frame: int) -> bool:
+        """Whether a guest frame is taken for a page table, so that stores to it fault now or after the next flush."""
+        return frame in self._tracked
+
+    def place_hole(self, linear: int, tables: list[int]) -> None:
+        """Keep 2 MiB for each of ``tables``, from ``linear`` on, for the hypervisor's own pages, shown or not."""
+        for root in [self._root, *self._roots.values()]:
+            for number in range(len(self._hole[1])):
+                _ENTRY.pack_into(self._view, root.entry(self._hole[0] + number), 0)
+            for number in range(len(tables)):
+                if (linear >> 21) + number in root.links:
+                    self._unlink(root, (linear >> 21) + number)
+        self._hole = linear >> 21, tables
+        self._show_hole()
+        self._physical.flush_tlb()
+
+    def show_hole(self, shown: bool) -> None:
+        """Let the CPU see what is in the hole, or an absent page table."""
+        self._hole_shown = shown
+        self._show_hole()
+
+    def _show_hole(self) -> None:
+        first, tables = self._hole
+        for number, table in enumerate(tables):
+            entry = table | PTE_PRESENT | PTE_USER | PTE_ACCESSED if self._hole_shown else 0
+            _ENTRY.pack_into(self._view, self._root.entry(first + number), entry)
+
+    def is_mapped(self, linear: int) -> bool:
+        """Whether the guest has used any address in the same 2 MiB, in this address space."""
+        return linear >> 21 in self._root.links
 
     def start_dirty_log(self) -> set[int]:
         """Frames written since the last call; all at the first. Every mapping is write-protected again."""
@@ -307,6 +346,7 @@ class ShadowPaging:
             self._unwatch(frame)
         self._states.clear()
         self._flips.clear()
+        self._kept.clear()
         self._dirty = self._memory.dirty_frames = None  # so that every frame counts as written
 
     def state(self, frame: int) -> FrameState:
@@ -458,7 +498,7 @@ class ShadowPaging:
             return False
         if tracked is None or frame in self._watched:
             self._watched_writes[frame] += 1
-            if self._watched_writes[frame] <= _FLOOD:
+            if self._watched_writes[frame] <= _FLOOD or frame in self._kept:
                 return False
         elif not tracked.roots:
             self._note(PagingEvent.UNSYNC)
@@ -473,8 +513,7 @@ class ShadowPaging:
 
     def _written_by_others(self, frame: int, offset: int, length: int) -> None:
         """Somebody stored to a table without the MMU: an emulated instruction, event delivery, a device."""
-        watcher = self._watched.get(frame)
-        if watcher is not None:
+        for watcher in self._watched.get(frame, ()):
             watcher(offset, length)
         tracked = self._tracked.get(frame)
         if tracked is None:

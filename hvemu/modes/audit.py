@@ -12,6 +12,7 @@ from hvemu.cpu.decoder import Detailed, Instruction, Operand
 from hvemu.cpu.linear import LinearFault, read_linear
 from hvemu.cpu.privileged import effective_address, register_value
 from hvemu.cpu.segment_loads import SegmentFault, load_descriptor
+from hvemu.cpu.sensitive import has_limit, has_rights, is_readable, is_writable
 from hvemu.cpu.state import (
     ATTRIBUTE_BIG,
     CS,
@@ -136,16 +137,16 @@ class Audit:
         return lie and f"pushes CS and so {lie}"
 
     def _rights(self, instruction: Detailed) -> str | None:
-        return self._query(instruction, lambda segment: segment.attributes & 0xF0FF00, _has_rights)
+        return self._query(instruction, lambda segment: segment.attributes & 0xF0FF00, has_rights)
 
     def _limit(self, instruction: Detailed) -> str | None:
-        return self._query(instruction, lambda segment: segment.limit, _has_limit)
+        return self._query(instruction, lambda segment: segment.limit, has_limit)
 
     def _readable(self, instruction: Detailed) -> str | None:
-        return self._query(instruction, lambda segment: 0, _is_readable)
+        return self._query(instruction, lambda segment: 0, is_readable)
 
     def _writable(self, instruction: Detailed) -> str | None:
-        return self._query(instruction, lambda segment: 0, _is_writable)
+        return self._query(instruction, lambda segment: 0, is_writable)
 
     def _query(
         self, instruction: Detailed, value: Callable[[Segment], int], valid: Callable[[Segment, int], bool]
@@ -206,32 +207,6 @@ def _flags(physical: int, virtual: int, verb: str, belief: str) -> str | None:
 
 def _answer(value: int | None) -> str:
     return "ZF=0" if value is None else f"{value:#x}"
-
-
-def _dpl_allows(segment: Segment, level: int) -> bool:
-    attributes = segment.attributes
-    conforming = attributes & 0x1C00 == 0x1C00
-    return conforming or attributes >> 13 & 3 >= level
-
-
-def _has_rights(segment: Segment, level: int) -> bool:
-    kind = segment.attributes >> 8 & 0x1F
-    return (kind >= 0x10 or kind in (1, 2, 3, 4, 5, 9, 11, 12)) and _dpl_allows(segment, level)
-
-
-def _has_limit(segment: Segment, level: int) -> bool:
-    kind = segment.attributes >> 8 & 0x1F
-    return (kind >= 0x10 or kind in (1, 2, 3, 9, 11)) and _dpl_allows(segment, level)
-
-
-def _is_readable(segment: Segment, level: int) -> bool:
-    kind = segment.attributes >> 8 & 0x1F
-    return kind >= 0x10 and (kind < 0x18 or bool(kind & 2)) and _dpl_allows(segment, level)
-
-
-def _is_writable(segment: Segment, level: int) -> bool:
-    kind = segment.attributes >> 8 & 0x1F
-    return 0x10 <= kind < 0x18 and bool(kind & 2) and _dpl_allows(segment, level)
 
 
 def _is_far_indirect(code: bytes) -> bool:

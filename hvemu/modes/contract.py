@@ -12,12 +12,16 @@ class ExecutionMode(Protocol):
     """One technique, holding one virtual CPU while it runs."""
 
     name: str
-    halted: bool
-    """HLT was executed and no interrupt has come since."""
     breakpoints: frozenset[int]
     """Linear addresses at which ``run`` returns before the instruction."""
-    at_breakpoint: bool
-    """Whether that is why ``run`` returned."""
+
+    @property
+    def halted(self) -> bool:
+        """HLT was executed and no interrupt has come since."""
+
+    @property
+    def at_breakpoint(self) -> bool:
+        """Whether a breakpoint is why ``run`` returned."""
 
     def enter(self, cpu: VirtualCpu) -> None:
         """Take over the guest in this state; ``enter(leave())`` changes nothing that the guest can see."""

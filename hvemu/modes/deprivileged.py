@@ -8,6 +8,7 @@ is what mode ``trap`` is there to show.
 """
 
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from hvemu.cpu.segment_loads import NotEmulated
@@ -47,6 +48,7 @@ from hvemu.vocabulary.paging import (
     CR4_OSFXSR,
     CR4_OSXMMEXCPT,
     CR4_PAE,
+    CR4_PKE,
     EFER_LMA,
     EFER_LME,
     EFER_NXE,
@@ -128,6 +130,8 @@ class DescriptorMirror:
         self._installed: set[int] = set()
         self._user_code: dict[int, int] = {}  # offset -> descriptor, absent while the kernel runs
         self._user = False
+        self.hides_kernel_code = False
+        """Whether kernel code segments are absent always, because nothing of the guest's kernel runs where it lies."""
 
     def load(self, base: int, limit: int, registers: PagingRegisters) -> None:
         """The guest has loaded a table: mirror what of it is mapped now. A limit of 0 is an empty table."""
@@ -180,6 +184,8 @@ class DescriptorMirror:
             self._user_code[at] = descriptor
             if not self._user:
                 descriptor &= ~(ATTRIBUTE_PRESENT << 32)
+        elif attributes & ATTRIBUTE_CODE and self.hides_kernel_code:
+            descriptor &= ~(ATTRIBUTE_PRESENT << 32)
         self._installed.add(at)
         self._pages.write(self._page, at, descriptor)
 
@@ -235,6 +241,12 @@ class _Watcher:
     def __init__(self, mirror: DescriptorMirror, frame: int) -> None:
         self._mirror, self._frame = mirror, frame
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Watcher) and (self._frame, self._mirror) == (other._frame, other._mirror)
+
+    def __hash__(self) -> int:
+        return hash(self._frame)
+
     def __call__(self, offset: int, length: int) -> None:
         self._mirror.written(self._frame, offset, length)
 
@@ -253,6 +265,14 @@ class DeprivilegedCpu:
         self._ldt = self._task = Segment(0, 0, 0, 0)
         self._tables = SystemTables(0, 0, 0, 0, 0, 0, 0, 0)
         self._user = False
+        self.changes = 0
+        """Grows with every change of a register that only ring 0 can read."""
+        self.crossed: Callable[[bool], None] = lambda user: None
+        """Told when the CPU goes to user code, or back."""
+        self.remapped: Callable[[], None] = lambda: None
+        """Told when an address may no longer be where it was."""
+        self.protects_keys = False
+        """Whether protection keys are in force while the kernel runs."""
         self.gpr, self.set_gpr = vcpu.gpr, vcpu.set_gpr
         self.eip, self.set_eip, self.linear_eip = vcpu.eip, vcpu.set_eip, vcpu.linear_eip
         self.interrupt_shadow, self.set_interrupt_shadow = vcpu.interrupt_shadow, vcpu.set_interrupt_shadow
@@ -286,6 +306,14 @@ class DeprivilegedCpu:
         """Set EFLAGS. Physically IF is always 1 and IOPL 0, so that CLI and STI fault."""
         self._flags = value & _VIRTUAL_FLAGS
         self._vcpu.set_eflags(value & ~(FLAG_IOPL | FLAG_VM) | FLAG_IF)
+
+    def set_interrupts(self, enabled: bool) -> None:
+        """Set the virtual IF alone."""
+        self._flags = self._flags & ~FLAG_IF | (FLAG_IF if enabled else 0)
+
+    def io_privilege(self) -> int:
+        """The virtual IOPL."""
+        return self._flags >> 12 & 3
 
     def physical_eflags(self) -> int:
         """EFLAGS as PUSHF shows them."""
@@ -340,10 +368,12 @@ class DeprivilegedCpu:
             self._user = user
             self.gdt_mirror.show_user_code(user)
             self.ldt_mirror.show_user_code(user)
+            self.crossed(user)
 
     # ------------------------------------------------------------------ system registers
 
     def _note_tables(self) -> None:
+        self.changes += 1
         task = self._task
         self._tables = SystemTables(*self._gdt, *self._idt, task.base, task.limit, task.selector, task.attributes)
 
@@ -380,6 +410,7 @@ class DeprivilegedCpu:
         self._load_ldt()
 
     def _load_ldt(self) -> None:
+        self.changes += 1
         ldt = self._ldt
         self.ldt_mirror.load(ldt.base, ldt.limit if ldt.selector & 0xFFFC else 0, self._registers)
 
@@ -404,6 +435,7 @@ class DeprivilegedCpu:
 
     def set_cr2(self, value: int) -> None:
         """The faulting linear address."""
+        self.changes += 1
         self._cr2 = value & 0xFFFF_FFFF
 
     def control(self, number: int) -> int:
@@ -413,6 +445,7 @@ class DeprivilegedCpu:
 
     def set_control(self, number: int, value: int) -> None:
         """MOV to CR0, CR2, CR3 or CR4; raises NotEmulated when the guest leaves protected mode."""
+        self.changes += 1
         if number == 2:
             self._cr2 = value
             return
@@ -440,11 +473,13 @@ class DeprivilegedCpu:
         """INVLPG."""
         self._paging.invalidate(linear)
         self._check_mirrors()
+        self.remapped()
 
     def _load(self) -> None:
         self._paging.load(self._registers)
         self._vcpu.quads[layout.QUAD_CR + 3] = self._paging.root
         self._check_mirrors()
+        self.remapped()
 
     def _check_mirrors(self) -> None:
         self.gdt_mirror.check(self._registers)
@@ -454,7 +489,12 @@ class DeprivilegedCpu:
         return _CR0_FIXED | self._registers.cr0 & _CR0_OF_GUEST
 
     def _physical_cr4(self) -> int:
-        return CR4_PAE | self._registers.cr4 & _CR4_OF_GUEST
+        keys = CR4_PKE if self.protects_keys and not self._user else 0
+        return CR4_PAE | keys | self._registers.cr4 & _CR4_OF_GUEST
+
+    def show_keys(self) -> None:
+        """Put protection keys in force, or out of it, as the privilege level wants."""
+        self._vcpu.words[layout.WORD_CR4] = self._physical_cr4()
 
     @staticmethod
     def _require_protected_mode(cr0: int) -> None:

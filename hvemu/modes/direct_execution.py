@@ -63,8 +63,11 @@ class DirectExecution(Interception):
 
     def _forbidden(self, port: int, size: int) -> bool:
         """IOPL and the I/O bitmap; a forbidden access is abandoned with #GP."""
-        cpl, flags = self.cpu.cpl(), self.cpu.eflags()
-        if cpl == 0 or (cpl <= (flags >> 12) & 3 and not flags & FLAG_VM):
+        cpl = self.cpu.cpl()
+        if cpl == 0:
+            return False
+        flags = self.cpu.eflags()
+        if cpl <= (flags >> 12) & 3 and not flags & FLAG_VM:
             return False
         if io_permitted(self.cpu, self.memory, port, size):
             return False
@@ -247,11 +250,11 @@ class DirectExecution(Interception):
         else:
             self._assists[kind][event[0]] += 1
         if self._tracer.active:
-            self._tracer.publish(Assisted(self.position(), kind, self.vcpu.eip(), event.vector, event.error_code))
+            self._tracer.publish(Assisted(self.position(), kind, self._eip(), event.vector, event.error_code))
 
     def _open_window(self) -> None:
         """An interrupt waits: be there when the guest next enables interrupts."""
-        if self._engine_holds_if:
+        if self._clock_knows_if():
             self._clock.open_window()
         elif self.can_interrupt():
             self._stop_now()
@@ -261,7 +264,7 @@ class DirectExecution(Interception):
     def _note(self, kind: AssistKind, detail: int) -> None:
         self._assists[kind][detail] += 1
         if self._tracer.active:
-            self._tracer.publish(Assisted(self.position(), kind, self.vcpu.eip(), detail))
+            self._tracer.publish(Assisted(self.position(), kind, self._eip(), detail))
 
     def _on_cpuid(self) -> None:
         if self._abandoned is not None:

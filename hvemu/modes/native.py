@@ -28,7 +28,7 @@ class NativeMode(DirectExecution):
     """The baseline that every other mode must equal."""
 
     name = "native"
-    _suspicious = re.compile(rb"\x0f[\x00\x21\x22\x23\x30\x32\xc7]")
+    _suspicious = re.compile(rb"\x0f[\x00\x01\x21\x22\x23\x30\x32\xc7]")
 
     def __init__(self, services: Services) -> None:
         vcpu, memory = services.vcpu, services.memory
@@ -37,12 +37,19 @@ class NativeMode(DirectExecution):
         self._privileged = PrivilegedInstructions(vcpu, memory, services.msrs, self._debug)
         self._privileged.debug_changed = lambda: self._hook_addresses(self._debug.execution_breakpoints())
         self._baseline: bytes | None = None
-        services.msrs.changed = self._msr_changed
+        self.watches_protection = False
+        """Whether ``run`` returns after an instruction that changes CR0.PE."""
+        self.connect()
         end_of_ram = memory.size
         vcpu.map_ram(0, end_of_ram, memory.host_address)
         vcpu.map_mmio(end_of_ram, (1 << 32) - end_of_ram, self._on_mmio_read, self._on_mmio_write)
         vcpu.map_mmio(1 << 32, (1 << 40) - (1 << 32), self._on_mmio_read, self._on_mmio_write)
         vcpu.allow_mmio()
+
+    def connect(self) -> None:
+        """Be the one that memory, the dispatcher and the MSRs tell and ask."""
+        super().connect()
+        self._services.msrs.changed = self._msr_changed
 
     def enter(self, cpu: VirtualCpu) -> None:
         """Load the engine with the guest's state."""
@@ -127,7 +134,7 @@ class NativeMode(DirectExecution):
     def _is_intercepted(self, mnemonic: str, operands: str) -> bool:
         if mnemonic == "mov":
             return operands.startswith(("dr", "cr0", "cr4")) or ", dr" in operands
-        return mnemonic in _INTERCEPTED
+        return mnemonic in _INTERCEPTED or (self.watches_protection and mnemonic == "lmsw")
 
     def _wants(self, instruction: Instruction) -> bool:
         mnemonic, operands = instruction.mnemonic, instruction.operands
@@ -135,6 +142,8 @@ class NativeMode(DirectExecution):
             return True
         if self.vcpu.cpl():
             return False  # the engine raises #GP by itself
+        if self.watches_protection and (mnemonic == "lmsw" or operands.startswith("cr0")):
+            return True
         if mnemonic == "mov" and operands.startswith(("cr0", "cr4")):
             return not self._legal_control(operands)
         return mnemonic != "ltr" or not self._ltr_selector(instruction.code) & 0xFFFC
@@ -162,6 +171,7 @@ class NativeMode(DirectExecution):
             self._exception(result)
         else:
             self._retired += len(instruction.code)
+            self._attention = self._attention or self.watches_protection
 
     def _assist_of(self, instruction: Instruction) -> tuple[AssistKind, int]:
         """What to count: the kind, and the number of the register."""
@@ -172,6 +182,8 @@ class NativeMode(DirectExecution):
             return AssistKind.RANDOM, 0
         if mnemonic == "ltr":
             return AssistKind.TASK_REGISTER, 0
+        if mnemonic == "lmsw":
+            return AssistKind.CONTROL_REGISTER, 0
         if operands.startswith("cr"):
             return AssistKind.CONTROL_REGISTER, int(operands[2])
         return AssistKind.DEBUG_REGISTER, int(operands[operands.index("dr") + 2])

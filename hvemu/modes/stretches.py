@@ -23,7 +23,7 @@ from hvemu.cpu.msr import ModelSpecificRegisters
 from hvemu.cpu.state import CS, FLAG_IF, VirtualCpu
 from hvemu.dispatch.dispatcher import Dispatcher
 from hvemu.engine import layout
-from hvemu.engine.block_clock import ADDRESS, BIAS, BUDGET, LOADED, SIZE, InstructionCounter
+from hvemu.engine.block_clock import ADDRESS, BIAS, BUDGET, CACHE_SIZE, LOADED, SIZE, InstructionCounter
 from hvemu.engine.poker import Poker
 from hvemu.engine.vcpu import EngineError, Vcpu
 from hvemu.memory.guest_memory import GuestPhysicalMemory
@@ -85,7 +85,7 @@ class Stretches(ABC):
         self._msrs = msrs
         self._pin = services.interrupt_pending
         self._tracer = services.tracer
-        services.dispatcher.where = self._where
+        self._services = services
         self._assists = {kind: ledger.counter(kind) for kind in AssistKind}
         self._engine_errors = ledger.counter(ExitKind.ENGINE_ERROR)
         self._halts = ledger.counter(ExitKind.HLT)
@@ -96,6 +96,7 @@ class Stretches(ABC):
         self._slack = 0  # bytes the running budget was enlarged by, to let a shortened block in
         self._disturbed = False  # whether an exception left the part of a block that was to run
         self._refused: tuple[int, int] | None = None
+        self._stopped_at = 0  # linear address where the engine stopped last
         self._attention = self._urgent = False
         self._end: Stop | None = None
         self._abandoned: bytearray | None = None
@@ -110,10 +111,23 @@ class Stretches(ABC):
         self._nmi_blocked = False
         self.halted = False
         self.warn: Callable[[str], None] = lambda text: None
-        self.memory.forget_code = vcpu.forget_code
+        Stretches.connect(self)
         if services.host_time is None:
             vcpu.clock.install()
         self._counter = InstructionCounter(vcpu.handle, vcpu.eflags_address) if services.count_instructions else None
+
+    def connect(self) -> None:
+        """Be the one that memory, the dispatcher and the MSRs tell and ask; the last one to call it is."""
+        self._services.dispatcher.where = self._where
+        self.memory.forget_code = self.vcpu.forget_code
+
+    def take_over_from(self, other: "Stretches") -> None:
+        """Go on from another technique's position, with what is pending there."""
+        self._retired = other._retired
+        self._attention, self._urgent, self._end = other._attention, other._urgent, other._end
+        other._end = None
+        if self._counter and other._counter:
+            self._counter.go_on_from(other._counter)
 
     # ------------------------------------------------------------------ the ExecutionMode contract
 
@@ -144,17 +158,27 @@ class Stretches(ABC):
         # The clock's cells and the register file are read directly: devices ask for the time millions of times.
         cells, quads, size = self._cells, self._quads, self._cells[SIZE]
         charged = self._retired + cells[LOADED] - cells[BUDGET] - cells[BIAS]
-        tail = cells[ADDRESS] + size - ((quads[_QUAD_CS_BASE] + quads[layout.QUAD_EIP]) & 0xFFFF_FFFF)
-        return Position(charged - tail) if 0 < tail <= size else Position(charged)
+        linear = (quads[_QUAD_CS_BASE] + quads[layout.QUAD_EIP]) & 0xFFFF_FFFF
+        tail = cells[ADDRESS] + size - linear
+        if not 0 < tail <= size:
+            return Position(charged)
+        return Position(charged - (self._clock.weight(linear, linear + tail) if cells[CACHE_SIZE] else tail))
 
     def _tail(self) -> int:
-        """Bytes of the current block that have been charged but lie at or after EIP."""
+        """Guest code bytes of the current block that have been charged but lie at or after EIP."""
+        return self._tail_from(self.vcpu.linear_eip())
+
+    def _tail_from(self, linear: int) -> int:
         address, size = self._clock.block()
-        tail = address + size - self.vcpu.linear_eip()
-        return tail if 0 < tail <= size else 0
+        tail = address + size - linear
+        return self._clock.weight(linear, linear + tail) if 0 < tail <= size else 0
+
+    def _eip(self) -> int:
+        """Where the guest believes to be."""
+        return self.vcpu.eip()
 
     def _where(self) -> tuple[int, Position]:
-        return self.vcpu.eip(), self.position()
+        return self._eip(), self.position()
 
     def instructions(self) -> int | None:
         """Instructions retired, when counted."""
@@ -222,7 +246,7 @@ class Stretches(ABC):
             left = self._until - self._retired
             if left <= 0 or self.at_breakpoint or (self._pin.level and self.can_interrupt()):
                 return None
-            if self._engine_holds_if:
+            if self._clock_knows_if():
                 halted = self._go(left, window=self._pin.level)
             else:  # only the end of a shadow makes interrupts possible unseen: let its one instruction be refused
                 halted = self._go(0 if self._pin.level and self.cpu.interrupt_shadow() else left)
@@ -230,6 +254,10 @@ class Stretches(ABC):
                 halted = self._approach(*self._refused)
             if halted:
                 return self._halt()
+
+    def _clock_knows_if(self) -> bool:
+        """Whether the block clock can tell where the guest has interrupts enabled."""
+        return self._engine_holds_if
 
     def _run_by_host_time(self, poker: Poker) -> Halt | Stop | None:
         """Run until the host's clock, an interrupt or a device wants the machine to look; inexact by nature.
@@ -286,12 +314,15 @@ class Stretches(ABC):
         left = self._until - self._retired
         if left <= 0:
             return False
-        if self.cpu.interrupt_shadow() and self._pin.level:
+        if self.cpu.interrupt_shadow() and self._pin.level and not self._in_cache(address):
             return self._go(size)  # a block in the shadow of STI is one instruction
-        if left >= size or (self._pin.level and self.can_interrupt()):
+        whole = self._clock.weight(address, address + size)
+        if left >= whole or (self._pin.level and self.can_interrupt()):
             return False
         end = self._boundary(address, size, left)
-        return self._go(size) if end == size else self._go_part(address, size, end, end - left)
+        if end == size:
+            return self._go(whole)
+        return self._go_part(address, size, end, self._clock.weight(address, address + end) - left)
 
     def _go_part(self, address: int, size: int, end: int, slack: int) -> bool:
         """Run the first ``end`` bytes of the block at ``address``, an instruction boundary."""
@@ -301,21 +332,30 @@ class Stretches(ABC):
         self._slack = slack
         self._disturbed = False
         before = self._retired
+        weight = self._clock.weight
         try:
-            halted = self._go(end, exit_at=(address + end) & 0xFFFF_FFFF)
+            halted = self._go(weight(address, address + end), exit_at=(address + end) & 0xFFFF_FFFF)
             if self._refused == (address, end) and not self._disturbed:
                 # It stored into itself: the engine starts it again, and would charge it again
                 self._retired = before
                 self._slack = slack + end
                 halted = self._go(2 * end, exit_at=(address + end) & 0xFFFF_FFFF)
-            done = vcpu.linear_eip() - address
+            done = self._part_done() - address
             if not self._disturbed and 0 <= done <= end:
-                self._retired = before + done  # also if a last store into the block itself made it start again
+                self._retired = before + weight(address, address + done)  # a last store may have restarted it
             return halted
         finally:
             self._slack = 0
             vcpu.set_exits([])
             self._forget_code_at(address, size)
+
+    def _in_cache(self, linear: int) -> bool:
+        """Whether this is an address of translated code."""
+        return False
+
+    def _part_done(self) -> int:
+        """Linear address that the part of a block has come to."""
+        return self.vcpu.linear_eip()
 
     def _boundary(self, address: int, size: int, left: int) -> int:
         """Offset of the first instruction boundary at or after ``left`` in a block."""
@@ -346,7 +386,7 @@ class Stretches(ABC):
                 self._poker.disarm()
             settled = self.position()
             block = clock.block()
-            linear = vcpu.linear_eip()
+            linear = self._stopped_at = vcpu.linear_eip()
             untouched = self._abandoned is None and not self._stopped and self._end is None
             if self._host_time is not None:
                 untouched = untouched and not self._attention and self._retranslate is None
@@ -389,9 +429,8 @@ class Stretches(ABC):
         ``eip`` is where the guest goes on; ``event`` is delivered there first.
         """
         vcpu, words = self.vcpu, self._words
-        address, size = self._clock.block()
-        tail = address + size - ((vcpu.linear_eip() - vcpu.eip() + eip) & 0xFFFF_FFFF)
-        self._abandoned_at = self._retired + self._clock.consumed() - (tail if 0 < tail <= size else 0)
+        tail = self._tail_from((vcpu.linear_eip() - vcpu.eip() + eip) & 0xFFFF_FFFF)
+        self._abandoned_at = self._retired + self._clock.consumed() - tail
         before = words[layout.WORD_EIP]
         words[layout.WORD_EIP] = eip
         hflags = words[layout.WORD_HFLAGS]
@@ -445,7 +484,10 @@ class Stretches(ABC):
 
     def sentence(self, cause: str, where: tuple[int, int] | None = None) -> str:
         """A sentence for people: EIP, instruction and cause."""
-        eip, linear = where or (self.vcpu.eip(), self.vcpu.linear_eip())
+        if where is None:
+            eip = self._eip()
+            where = eip, (self.vcpu.linear_eip() - self.vcpu.eip() + eip) & 0xFFFF_FFFF
+        eip, linear = where
         code = self._code(linear, MAXIMUM_LENGTH)
         return f"The guest ended at EIP {eip:#010x}, instruction {describe(code, self._bits(), eip)}: {cause}."
 

@@ -54,17 +54,20 @@ class TrapMode(DirectExecution):
     name = "trap"
     _engine_holds_if = False
     _suspicious = re.compile(rb"\x0f\xc7")
+    _reserved_frames = 0
+    """Machine frames below the guest's that are not for page tables."""
 
     def __init__(self, services: Services, policy: ShadowPolicy | None = None, *, audit: bool = False) -> None:
         vcpu, memory, ledger = services.vcpu, services.memory, services.ledger
-        pool = FramePool(memory.machine, 1, (memory.base >> PAGE_SHIFT) - 1)  # nothing of ours is at 0
+        frames = (memory.base >> PAGE_SHIFT) - self._reserved_frames
+        pool = self._pool = FramePool(memory.machine, 1, frames - 1)  # nothing of ours is at 0
         pages = HypervisorPages(vcpu, pool)
-        self._pages = pages
+        self._hypervisor_pages = pages
         self._events = {event.value: ledger.counter(event) for event in PagingEvent}
         self.paging = ShadowPaging(memory, pool, pages, self._note_paging, policy, pages.pdpt)
         self._guest = DeprivilegedCpu(vcpu, memory, self.paging, pages)
         super().__init__(services, self._guest)
-        self._privileged = PrivilegedInstructions(self._guest, memory, services.msrs, self._debug)
+        self._privileged = self._instructions(services)
         self._privileged.debug_changed = lambda: self._hook_addresses(self._debug.execution_breakpoints())
         self._last_hidden: tuple[int, int | None] = (0, None)
         self._repeated = 0
@@ -78,7 +81,7 @@ class TrapMode(DirectExecution):
         self.audit = Audit(self._guest, vcpu, memory) if audit else None
         if audit:
             self._suspicious = re.compile(b"")
-        services.msrs.changed = self._msr_changed
+        self.connect()
         vcpu.map_ram(0, memory.machine.size, memory.machine.host_address)
         vcpu.map_mmio(
             MMIO_WINDOW,
@@ -88,8 +91,17 @@ class TrapMode(DirectExecution):
         )
         vcpu.allow_mmio()
 
+    def _instructions(self, services: Services) -> PrivilegedInstructions:
+        """The emulator of what is not to run as it is."""
+        return PrivilegedInstructions(self._guest, services.memory, services.msrs, self._debug)
+
     def _note_paging(self, event: PagingEvent) -> None:
         self._events[event._value_][0] += 1
+
+    def connect(self) -> None:
+        """Be the one that memory, the dispatcher and the MSRs tell and ask."""
+        super().connect()
+        self._services.msrs.changed = self._msr_changed
 
     # ------------------------------------------------------------------ the ExecutionMode contract
 
@@ -220,7 +232,7 @@ class TrapMode(DirectExecution):
 
     def _read_mmio(self, address: int, size: int) -> int:
         """A device is read once by an instruction, even if its store then takes a hidden fault and it starts again."""
-        here = (self.position(), self.vcpu.eip())
+        here = (self.position(), self._eip())
         if here != self._read_at:
             self._read_at, self._reads, self._replay = here, [], []
         if self._replay:
@@ -352,7 +364,7 @@ class TrapMode(DirectExecution):
             length = min(size, PAGE_SIZE - linear % PAGE_SIZE)
             physical = walk(self.memory, self._guest.paging(), linear & 0xFFFF_FFFF, mark=False)
             if isinstance(physical, int) and physical < self.memory.size:
-                self._pages.forget_range(self.memory.base + physical, length)
+                self._hypervisor_pages.forget_range(self.memory.base + physical, length)
             linear, size = linear + length, size - length
 
     def _is_intercepted(self, mnemonic: str, operands: str) -> bool:

@@ -6,10 +6,10 @@
 from collections import defaultdict
 from typing import Any
 
-from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, detail_name
+from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, TranslationEvent, detail_name
 
 Counter = defaultdict[int, int]
-Kind = ExitKind | AssistKind | PagingEvent
+Kind = ExitKind | AssistKind | PagingEvent | TranslationEvent
 
 
 class Ledger:
@@ -27,19 +27,21 @@ class Ledger:
         return sum(self._counters.get(kind, {}).values())
 
     def as_dict(self) -> dict[str, Any]:
-        """``exits``, ``assists`` and both by detail, with names, and ``paging``; what never happened is left out."""
+        """``exits``, ``assists``, both by detail, ``paging`` and ``translation``; without what never happened."""
         result: dict[str, Any] = {
             "exits": {},
             "exits_by_detail": {},
             "assists": {},
             "assists_by_detail": {},
             "paging": {},
+            "translation": {},
         }
         for kind, counts in self._counters.items():
             if not counts:
                 continue
-            if isinstance(kind, PagingEvent):
-                result["paging"][kind.value] = sum(counts.values())
+            if isinstance(kind, (PagingEvent, TranslationEvent)):
+                group = "paging" if isinstance(kind, PagingEvent) else "translation"
+                result[group][kind.value] = sum(counts.values())
                 continue
             group = "exits" if isinstance(kind, ExitKind) else "assists"
             result[group][kind.value] = sum(counts.values())

@@ -21,6 +21,8 @@ class ExitKind(StrEnum):
     UNCLAIMED_MMIO = "unclaimed_mmio"
     HLT = "hlt"
     PRIVILEGED = "privileged"
+    CALLOUT = "callout"
+    DISPATCH = "dispatch"
     REFLECTED_EXCEPTION = "reflected_exception"
     REFLECTED_INTERRUPT = "reflected_interrupt"
     TRUE_FAULT = "true_fault"
@@ -60,6 +62,19 @@ class PagingEvent(StrEnum):
     UNSHADOW = "shadow_unshadow"
 
 
+class TranslationEvent(StrEnum):
+    """What the binary translator did by itself."""
+
+    UNIT = "translated_unit"
+    CHAIN = "translation_chained"
+    HINT = "translation_hint"
+    REMOVAL = "translation_removed"
+    FLUSH = "translation_flush"
+    ADAPTATION = "translation_adapted"
+    HOLE = "translation_hole_moved"
+    DIRECT = "translation_handed_over"
+
+
 class Io(NamedTuple):
     """Qualification of IO_IN and IO_OUT. ``size`` in bytes (1, 2, 4); ``value`` is 0 for reads."""
 
@@ -91,9 +106,14 @@ class Exit(NamedTuple):
 
 MNEMONICS = tuple(
     "cli sti hlt clts lmsw lgdt lidt lldt ltr invlpg wbinvd invd rdmsr wrmsr iretd iret sysexit mov pop ljmp lcall jmp"
-    " call retf lds les lfs lgs lss rdrand rdseed".split()
+    " call retf lds les lfs lgs lss rdrand rdseed"
+    " pushfd pushf popfd popf push sgdt sidt sldt str smsw lar lsl verr verw ret loop loope loopne jecxz jcxz"
+    " jo jno jb jae je jne jbe ja js jns jp jnp jl jge jle jg breakpoint".split()
 )
-"""Details of PRIVILEGED, by their index; "mov" is to or from a control, debug or segment register."""
+"""Details of PRIVILEGED and CALLOUT, by their index; "mov" is to or from a control, debug or segment register, or a
+store that is traced."""
+DISPATCHES = ("direct", "indirect")
+"""Details of DISPATCH, by their index: an exit that was not chained yet, a transfer whose target no hint knew."""
 
 _BY_VECTOR = frozenset(
     {
@@ -109,8 +129,10 @@ _BY_VECTOR = frozenset(
 
 def detail_name(kind: ExitKind | AssistKind, detail: int) -> str:
     """A detail as the ledger shows it: a mnemonic, a vector in decimal, or a port or address in hexadecimal."""
-    if kind is ExitKind.PRIVILEGED:
+    if kind in (ExitKind.PRIVILEGED, ExitKind.CALLOUT):
         return MNEMONICS[detail]
+    if kind is ExitKind.DISPATCH:
+        return DISPATCHES[detail]
     return str(detail) if kind in _BY_VECTOR else f"{detail:#x}"
 
 

@@ -24,6 +24,7 @@ CR4_PGE: Final = 1 << 7
 CR4_PCE: Final = 1 << 8
 CR4_OSFXSR: Final = 1 << 9
 CR4_OSXMMEXCPT: Final = 1 << 10
+CR4_PKE: Final = 1 << 22
 EFER_SCE: Final = 1 << 0
 EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
@@ -36,6 +37,7 @@ ERROR_WRITE: Final = 2
 ERROR_USER: Final = 4
 ERROR_RESERVED: Final = 8
 ERROR_FETCH: Final = 16
+ERROR_KEY: Final = 32
 _ERROR_WORDS: Final = ((ERROR_USER, "user"), (ERROR_PRESENT, "protection"), (ERROR_RESERVED, "reserved bit"))
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from hvemu.cli.explain import EXPLANATIONS
-from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent
+from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, TranslationEvent
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_kind_of_the_ledger_is_explained():
     """Nothing is missing and nothing is left over."""
-    assert {*ExitKind, *AssistKind, *PagingEvent} == set(EXPLANATIONS)
+    assert {*ExitKind, *AssistKind, *PagingEvent, *TranslationEvent} == set(EXPLANATIONS)
 
 
 @pytest.mark.parametrize("kind", EXPLANATIONS)
