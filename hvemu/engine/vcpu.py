@@ -54,6 +54,7 @@ _HF_INHIBIT_IRQ = 1 << 3
 _HF_KEPT = ~((3 << 0) | (1 << 4) | (1 << 5) | (1 << 6) | (1 << 7) | (7 << 9) | (3 << 14) | (1 << 22)) & 0xFFFF_FFFF
 _ALIVE: WeakSet["Vcpu"] = WeakSet()
 _MANY = 16
+_most = [_MANY]
 _MODEL_STATE = ("FPCW", 0x37F), ("FPSW", 0), ("FPTAG", 0xFFFF), ("MXCSR", 0x1F80)
 
 
@@ -650,13 +651,10 @@ class Vcpu:
             uc.reg_write(names.UC_X86_REG_XMM0 + index, int.from_bytes(image[at + 128 : at + 144], "little"))
 
 
-_most = _MANY
-
 
 def _make_room(vcpu: Vcpu) -> None:
     """Engines are large and in a cycle with their callbacks: collect the dead ones before there are many."""
-    global _most
-    if len(_ALIVE) >= _most:
+    if len(_ALIVE) >= _most[0]:
         gc.collect()
-        _most = max(_MANY, 2 * len(_ALIVE))
+        _most[0] = max(_MANY, 2 * len(_ALIVE))
     _ALIVE.add(vcpu)
