@@ -9,6 +9,7 @@ The cache lies in a hole of the guest's address space. Its pages can be executed
 protection key; a guest that uses these addresses makes the hole move.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from hvemu.cpu.decoder import Detailed, decode_operands
@@ -99,8 +100,8 @@ class BinaryTranslation(TrapMode):
         self._seen = -1
         self.hands_over = self.wants_to_hand_over = False
         """Whether there is another technique for real mode, and whether the guest is about to go there."""
-        self.log: list[Unit] | None = None
-        """Units in the order of their translation, while somebody wants to know."""
+        self.translated: Callable[[Unit], None] | None = None
+        """Told of every unit when it has been translated, if somebody wants to know."""
         guest = self._guest
         guest.gdt_mirror.hides_kernel_code = guest.ldt_mirror.hides_kernel_code = True
         guest.protects_keys = True
@@ -313,8 +314,8 @@ class BinaryTranslation(TrapMode):
             part = min(length, PAGE_SIZE - linear % PAGE_SIZE)
             self._note_page(unit, linear, part)
             linear, length = (linear + part) & 0xFFFF_FFFF, length - part
-        if self.log is not None:
-            self.log.append(unit)
+        if self.translated is not None:
+            self.translated(unit)
         return unit
 
     def _note_page(self, unit: Unit, linear: int, length: int) -> None:

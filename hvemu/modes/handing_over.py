@@ -11,6 +11,7 @@ from typing import Any, Final
 from hvemu.cpu.state import ATTRIBUTE_BIG, CS, VirtualCpu
 from hvemu.modes.binary_translation import BinaryTranslation
 from hvemu.modes.native import NativeMode
+from hvemu.modes.translation_cache import Unit
 from hvemu.vocabulary.addresses import Position
 from hvemu.vocabulary.outcomes import Halt, Stop
 from hvemu.vocabulary.paging import CR0_PE
@@ -127,6 +128,15 @@ class HandingOver:
         self._translation.warn = warn
         if self._native is not None:
             self._native.warn = warn
+
+    @property
+    def translated(self) -> Callable[[Unit], None] | None:
+        """Told of every unit of kernel code when it has been translated."""
+        return self._translation.translated
+
+    @translated.setter
+    def translated(self, translated: Callable[[Unit], None] | None) -> None:
+        self._translation.translated = translated
 
     def position(self) -> Position:
         """Guest code bytes retired."""
