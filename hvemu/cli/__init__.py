@@ -16,6 +16,7 @@ commands:
   run IMAGE       boot a kernel or disk image and watch what traps
   demo            boot a small guest and show its output and its ledger
   list WHAT       list guests, devices, cpus or exits  [--json]
+  translate IMAGE what binary translation makes of a kernel, side by side, without running it
   explain KIND    what a line of the ledger means, who causes it, where it is handled
   doctor          what the engine supports here, probe by probe
   bench           measure exits and compute against the bare engine, as ratios
@@ -48,6 +49,12 @@ def _explain(arguments: list[str]) -> int:
     from hvemu.cli.explain import main as explain
 
     return explain(arguments)
+
+
+def _translate(arguments: list[str]) -> int:
+    from hvemu.cli.translate import main as translate
+
+    return translate(arguments)
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -85,6 +92,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": _demo,
     "list": _list,
     "explain": _explain,
+    "translate": _translate,
     "doctor": _doctor,
     "bench": _bench,
     "lab": _lab,

@@ -42,42 +42,36 @@ _INSTEAD = {
 """What hvemu has in place of options it lacks."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Its complaints are ours: one sentence, status 2."""
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(message[0].upper() + message[1:], "See hvemu run --help.")
+        raise UserError(message[0].upper() + message[1:], f"See {self.prog} --help.")
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of ``hvemu run``."""
-    result = _Parser(
+    result = Parser(
         prog="hvemu run",
         allow_abbrev=False,
         description="Boot a guest. The process status is the guest's verdict; see the README.",
     )
+    add_image_options(result)
     add = result.add_argument
-    add("image", nargs="?", metavar="IMAGE", help="multiboot ELF, Linux bzImage, disk image, or the name of a guest")
-    add("-kernel", dest="kernel", metavar="IMAGE", help="the same, as QEMU spells it")
-    add("--config", metavar="FILE", help="a machine configuration in TOML; options given here win over it")
     add("--mode", choices=MODES, help="the virtualization technique")
     add("--shadow", choices=SHADOWS, help="shadow paging: cached, flushed on CR3 loads, tracing all writes, or simple")
     add("--audit", action="store_true", default=None, help="warn when a sensitive instruction lies (mode trap, slow)")
-    add("--memory", "-m", metavar="SIZE", help="64M, 1G; a plain number is MiB")
-    add("--cpu", "-cpu", metavar="MODEL[,-FEATURE...]", help=f"one of {', '.join(CPU_MODELS)}")
-    add("--append", "-append", metavar="TEXT", help="kernel command line")
-    add("--initrd", "-initrd", metavar="FILE", help="initial RAM disk")
-    add("--module", action="append", metavar="FILE [ARGS]", help="multiboot module; may be repeated")
-    add("--loader", choices=LOADERS, help="how to load IMAGE; auto looks at it")
-    add("--load-address", metavar="ADDRESS", help="where --loader flat puts the image")
     add("--serial", "-serial", metavar="WHERE", help="COM1: stdio, none, FILE, tcp:PORT or pty")
     add("--display", "-display", choices=("none", "text"), help="show the VGA text screen")
     add("-nographic", action="store_true", help="same as --display none --serial stdio")
     add("--clock", choices=("virtual", "host"), help="virtual is deterministic, host is interactive")
     add("--rtc", metavar="TIME", help="what the RTC says at power-on: 2000-01-01T00:00:00 or seconds since 1970")
-    add("--max-instructions", type=_positive, metavar="N", help="count instructions and end after N")
+    add("--max-instructions", type=positive, metavar="N", help="count instructions and end after N")
     add("--count-instructions", action="store_true", default=None, help="count instructions exactly (slower)")
     add("--timeout", type=_seconds, metavar="S", help="end after S seconds of host time")
     add("--ledger", metavar="FILE", help="write counts of all exits as JSON")
     add("--trace", metavar="FILE", help="write every event as a line of JSON")
+    add("--translation-log", metavar="FILE", help="write every unit as it is translated, side by side (mode bt)")
     add("--strict", action="store_true", default=None, help="an unclaimed port or address ends the guest")
     add("--reboot", dest="reboot", action="store_true", default=None, help="a reset restarts the guest")
     add("-no-reboot", "--no-reboot", dest="reboot", action="store_false", help="a reset ends the run (the default)")
@@ -90,39 +84,57 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def add_image_options(result: argparse.ArgumentParser) -> None:
+    """What is loaded, and into what: the options that commands beside ``hvemu run`` share with it."""
+    add = result.add_argument
+    add("image", nargs="?", metavar="IMAGE", help="multiboot ELF, Linux bzImage, disk image, or the name of a guest")
+    add("-kernel", dest="kernel", metavar="IMAGE", help="the same, as QEMU spells it")
+    add("--config", metavar="FILE", help="a machine configuration in TOML; options given here win over it")
+    add("--memory", "-m", metavar="SIZE", help="64M, 1G; a plain number is MiB")
+    add("--cpu", "-cpu", metavar="MODEL[,-FEATURE...]", help=f"one of {', '.join(CPU_MODELS)}")
+    add("--append", "-append", metavar="TEXT", help="kernel command line")
+    add("--initrd", "-initrd", metavar="FILE", help="initial RAM disk")
+    add("--module", action="append", metavar="FILE [ARGS]", help="multiboot module; may be repeated")
+    add("--loader", choices=LOADERS, help="how to load IMAGE; auto looks at it")
+    add("--load-address", metavar="ADDRESS", help="where --loader flat puts the image")
+
+
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, MachineConfiguration]:
     """Options and the configuration they describe; raises UserError."""
-    _refuse_lacking(arguments)
+    refuse_lacking(arguments)
     options = parser().parse_args(arguments)
-    if options.image and options.kernel:
-        raise UserError("Two images are given", "Give either IMAGE or -kernel IMAGE.")
     if options.smp not in (None, "1"):
         raise UserError(f"-smp {options.smp} is not possible", "hvemu has one CPU per machine so far; use -smp 1.")
     values: dict[str, Any] = {}
-    image = options.image or options.kernel
-    if image:
-        values["image"] = image
-        _from_catalog(image, values)
-    for key in (
-        "mode",
-        "shadow",
-        "audit",
-        "append",
-        "initrd",
-        "loader",
-        "serial",
-        "display",
-        "clock",
-        "strict",
-        "reboot",
-        "name",
-    ):
+    for key in ("mode", "shadow", "audit", "serial", "display", "clock", "strict", "reboot", "name"):
         if getattr(options, key) is not None:
             values[key] = getattr(options, key)
     if options.nographic:
         values.update(display="none", serial=values.get("serial", "stdio"))
     if options.display == "text" and options.serial is None:
         values["serial"] = "none"
+    if options.rtc is not None:
+        values["rtc"] = _time(options.rtc)
+    if options.count_instructions or options.max_instructions is not None:
+        values["count_instructions"] = True
+    configuration = image_configuration(options, "run", **values)
+    if options.translation_log and configuration.mode != "bt":
+        raise UserError(f"Mode {configuration.mode} translates nothing", "Use --translation-log with --mode bt.")
+    return options, configuration
+
+
+def image_configuration(options: argparse.Namespace, command: str, **others: Any) -> MachineConfiguration:
+    """The configuration that the options of ``add_image_options`` and ``others`` describe; raises UserError."""
+    values: dict[str, Any] = {}
+    image = options.image or options.kernel
+    if options.image and options.kernel:
+        raise UserError("Two images are given", "Give either IMAGE or -kernel IMAGE.")
+    if image:
+        values["image"] = image
+        _from_catalog(image, values)
+    for key in ("append", "initrd", "loader"):
+        if getattr(options, key) is not None:
+            values[key] = getattr(options, key)
     if options.memory is not None:
         values["memory"] = parse_size(options.memory)
     if options.cpu is not None:
@@ -130,16 +142,14 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, MachineConfiguratio
     if options.module:
         values["modules"] = tuple(options.module)
     if options.load_address is not None:
-        values["load_address"] = _number(options.load_address)
-    if options.rtc is not None:
-        values["rtc"] = _time(options.rtc)
-    if options.count_instructions or options.max_instructions is not None:
-        values["count_instructions"] = True
+        values["load_address"] = number(options.load_address)
+    values.update(others)
     if options.config:
-        return options, from_file(Path(options.config), **values)
+        return from_file(Path(options.config), **values)
     if "image" not in values:
-        raise UserError("No image is given", "Type: hvemu run IMAGE; hvemu list guests shows what comes with hvemu.")
-    return options, MachineConfiguration(**values)
+        hint = f"Type: hvemu {command} IMAGE; hvemu list guests shows what comes with hvemu."
+        raise UserError("No image is given", hint)
+    return MachineConfiguration(**values)
 
 
 def _from_catalog(image: str, values: dict[str, Any]) -> None:
@@ -156,7 +166,7 @@ def _from_catalog(image: str, values: dict[str, Any]) -> None:
         values["loader"] = "disk"
 
 
-def _refuse_lacking(arguments: list[str]) -> None:
+def refuse_lacking(arguments: list[str]) -> None:
     for argument in arguments:
         if any(0xD800 <= ord(character) < 0xE000 for character in argument):
             raise UserError(f"The argument {argument!r} is not text in UTF-8", "Write it in UTF-8, file names too.")
@@ -195,15 +205,17 @@ def _cpu(text: str) -> tuple[str, tuple[str, ...]]:
     return model.lower(), tuple(without)
 
 
-def _number(text: str) -> int:
+def number(text: str) -> int:
+    """A number as people write it; raises UserError."""
     try:
         return int(text, 0)
     except ValueError:
         raise UserError(f"'{text}' is not a number", "Write it as 1048576 or 0x100000.") from None
 
 
-def _positive(text: str) -> int:
-    value = _number(text)
+def positive(text: str) -> int:
+    """A number above zero; raises UserError."""
+    value = number(text)
     if value <= 0:
         raise UserError(f"{text} is not positive", "Give a number above zero.")
     return value

@@ -11,10 +11,12 @@ from typing import IO
 from hvemu.cli.console import Console, TerminalConsole, open_console
 from hvemu.cli.ending import Ending
 from hvemu.cli.options import parse
+from hvemu.cli.translation_log import open_translation_log
 from hvemu.machine.board import Backends
 from hvemu.machine.builder import build
 from hvemu.machine.configuration import MachineConfiguration, to_toml
 from hvemu.machine.machine import Machine
+from hvemu.modes.handing_over import HandingOver
 from hvemu.observers.gdb_stub import GdbStub
 from hvemu.trace.tracer import JsonLines, Tracer
 from hvemu.vocabulary.errors import ExitStatus, UserError
@@ -31,8 +33,9 @@ def main(arguments: list[str]) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         tracer = Tracer()
-        for path in (options.ledger, options.trace):
+        for path in (options.ledger, options.trace, options.translation_log):
             _check_writable(path)
+            _check_spares_image(path, configuration)
         if options.trace:
             tracer.subscribe(JsonLines(stack.enter_context(_trace_file(options.trace, tracer))))
         on_screen = configuration.display == "text" and configuration.serial == "none"
@@ -42,6 +45,10 @@ def main(arguments: list[str]) -> int:
         stack.callback(second.close)
         line = Console() if on_screen else console
         machine = build(configuration, backends=Backends(line, second, line), tracer=tracer)
+        if options.translation_log:
+            assert isinstance(machine.mode, HandingOver)
+            log = open_translation_log(options.translation_log, tracer.failures)
+            machine.mode.translated = stack.enter_context(log)
         console.receive = _keyboard(machine) if on_screen else machine.send_serial
         if console.announcement:
             print(console.announcement, file=sys.stderr, flush=True)
@@ -108,6 +115,15 @@ def _check_writable(path: str | None) -> None:
         writable = False
     if not writable:
         raise UserError(f"Cannot write '{path}'", "Give a path in a folder that exists.")
+
+
+def _check_spares_image(path: str | None, configuration: MachineConfiguration) -> None:
+    """A result must not be written over what is to be booted, or will be next time; raises UserError."""
+    inputs = [configuration.image, configuration.initrd, *(text.partition(" ")[0] for text in configuration.modules)]
+    for source in inputs if path is not None else ():
+        with contextlib.suppress(OSError, ValueError):  # the one is not there yet, or the other never was
+            if os.path.isfile(source) and os.path.samefile(path or "", source):
+                raise UserError(f"'{path}' is what the guest is made of", "Give results a file of their own.")
 
 
 @contextlib.contextmanager
