@@ -129,3 +129,9 @@ def describe(code: bytes, bits: int, address: int) -> str:
     if found is None:
         return f"undecodable bytes {code[:4].hex(' ')}" if code else "unreadable code"
     return f"'{found}'"
+
+
+def signed_word(value: int) -> int:
+    """The operand of RET as the engine takes it: with a sign, which no CPU does, but all modes must do the same."""
+    value &= 0xFFFF
+    return value - 0x1_0000 if value & 0x8000 else value

@@ -8,10 +8,17 @@ from collections.abc import Callable
 from typing import Final
 
 from hvemu.cpu.debug_registers import DebugRegisters
-from hvemu.cpu.decoder import Detailed
+from hvemu.cpu.decoder import Detailed, signed_word
 from hvemu.cpu.linear import write_linear
 from hvemu.cpu.msr import ModelSpecificRegisters
-from hvemu.cpu.privileged import SEGMENT_NUMBERS, ControlledCpu, PrivilegedInstructions, Result, effective_address
+from hvemu.cpu.privileged import (
+    SEGMENT_NUMBERS,
+    ControlledCpu,
+    PrivilegedInstructions,
+    Result,
+    effective_address,
+    register_value,
+)
 from hvemu.cpu.segment_loads import SegmentFault, load_descriptor
 from hvemu.cpu.state import (
     ATTRIBUTE_BIG,
@@ -147,7 +154,10 @@ class KernelInstructions(PrivilegedInstructions):
         self._put(instruction, self._cpu.system_tables().task_selector, 2)
 
     def _smsw(self, instruction: Detailed) -> None:
-        self._put(instruction, self._cpu.control(0) & 0xFFFF, 2)
+        value, target = self._cpu.control(0) & 0xFFFF, instruction.operands[0]
+        if target.kind == "reg" and target.size == 4:  # the upper half is undefined; the engine leaves it alone
+            value |= register_value(self._cpu, target.register) & 0xFFFF_0000
+        self._put(instruction, value, 2)
 
     # ------------------------------------------------------------------ questions about descriptors
 
@@ -210,7 +220,7 @@ class KernelInstructions(PrivilegedInstructions):
         return self._go_to(instruction, target)
 
     def _near_return(self, instruction: Detailed) -> bool:
-        release = instruction.operands[0].value & 0xFFFF if instruction.operands else 0
+        release = signed_word(instruction.operands[0].value) if instruction.operands else 0
         target = self._load(self._stack_address(0), instruction.operand_size)
         self._move_stack(instruction.operand_size + release)
         return self._go_to(instruction, target)

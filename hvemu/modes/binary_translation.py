@@ -553,9 +553,26 @@ class BinaryTranslation(TrapMode):
                 DirectExecution._exception(self, Event(PAGE_FAULT, physical.error_code, address=physical.address))
             return
         site = self._site
-        if write and code & 1 and site >= 0:
-            self._suspect(linear, site)
+        if write and site >= 0:
+            found = self._indirect_at(site)
+            if found is not None:
+                # Its first store to the stack is ours: RET leaves the page clean, CALL reads its target before
+                self.vcpu.forget_exception()
+                self._indirect(*found)
+                return
+            if code & 1:
+                self._suspect(linear, site)
         super()._page_fault(event)
+
+    def _indirect_at(self, site: int) -> tuple[Unit, Indirect] | None:
+        """The unit and the lookup of a RET or of a CALL through memory, if that is where one begins."""
+        unit, point = self.cache.point(site)
+        if unit.translation.items[-1].eip != point.eip or point.charged:
+            return None
+        for callout in unit.translation.callouts.values():
+            if callout.indirect is not None and callout.indirect.undo in ("stack", "pushed"):
+                return unit, callout.indirect
+        return None
 
     def _suspect(self, linear: int, site: int) -> None:
         """A store has hit a page that may not be written: is it a page table again?"""

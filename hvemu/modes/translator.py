@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from hvemu.cpu.decoder import MAXIMUM_LENGTH, Detailed, decode, decode_operands
+from hvemu.cpu.decoder import MAXIMUM_LENGTH, Detailed, decode, decode_operands, signed_word
 from hvemu.cpu.state import ECX, GPR_NAMES
 
 UNIT_LENGTH: Final = 12
@@ -380,11 +380,13 @@ class _Translator:
     def _ret(self, instruction: Detailed, length: int) -> tuple[Treatment, str, bool]:
         if instruction.operand_size != 4:
             return (*self._callout(length, "cuts EIP to 16 bits"), True)
-        release = 4 + (instruction.operands[0].value & 0xFFFF if instruction.operands else 0)
+        release = 4 + (signed_word(instruction.operands[0].value) if instruction.operands else 0)
         self._begin(length)
         self._emit(_XCHG_ECX_STACK)
-        small = release < 0x80
-        leave = b"\x8d\x64\x24" + bytes([release]) if small else b"\x8d\xa4\x24" + struct.pack("<I", release)
+        if -0x80 <= release < 0x80:
+            leave = b"\x8d\x64\x24" + struct.pack("<b", release)
+        else:
+            leave = b"\x8d\xa4\x24" + struct.pack("<i", release)
 
         def hit(target: int) -> bytes:
             return b"\xb9" + struct.pack("<I", target) + _XCHG_ECX_STACK + leave
@@ -478,7 +480,7 @@ class _Translator:
     def _popf(self, _instruction: Detailed, length: int) -> tuple[Treatment, str, bool]:
         return (*self._callout(length, "pops 16 bits of virtual flags"), True)
 
-    def _popfd(self, instruction: Detailed, length: int) -> tuple[Treatment, str, bool]:
+    def _popfd(self, _instruction: Detailed, length: int) -> tuple[Treatment, str, bool]:
         if self.context.iopl:
             return (*self._callout(length, "changes IOPL"), True)
         after = (self.eip + length) & 0xFFFF_FFFF
@@ -490,7 +492,7 @@ class _Translator:
         self._emit(b"\xf7\x04\x24" + struct.pack("<I", _IF) + b"\x74\x06")
         for interrupts in (True, False):
             self._point(finish)
-            self._emit(instruction.code)
+            self._emit(b"\x9d")
             self._slot(after, Transition(interrupts, shadow=False))
         self._point(finish)
         self.unit.callouts[len(self._code)] = Callout("instruction", length, charged=True)
@@ -565,7 +567,7 @@ class _Translator:
         target = instruction.operands[0]
         reason = "the virtual register's value, patched when it changes"
         if target.kind == "reg":
-            wide = target.size == 4
+            wide = target.size == 4 and name != "cr0"  # the engine's SMSW leaves the upper half alone
             self._begin(length)
             self._emit((b"" if wide else b"\x66") + bytes([0xB8 | _register_number(target.register)]))
             self._immediate(4 if wide else 2, name + (":16" if wide else ""))
@@ -589,6 +591,7 @@ class _Translator:
         self._begin(length)
         self._emit(b"\x66" + _with_memory(instruction, b"\xc7", 0))
         self._immediate(2, name + ".limit")
+        self._point(Point(self.eip, length))
         self._emit(_with_memory(instruction, b"\xc7", 0, 2))
         self._immediate(4, name + ".base")
         return Treatment.INLINE, "the virtual register's value, patched when it changes", False

@@ -69,7 +69,7 @@ class TrapMode(DirectExecution):
         super().__init__(services, self._guest)
         self._privileged = self._instructions(services)
         self._privileged.debug_changed = lambda: self._hook_addresses(self._debug.execution_breakpoints())
-        self._last_hidden: tuple[int, int | None] = (0, None)
+        self._last_hidden: tuple[int, int, int | None] = (0, 0, None)
         self._repeated = 0
         self._stepping_over = self._guest_steps = False
         self._repeat_ends_at = -1
@@ -292,11 +292,11 @@ class TrapMode(DirectExecution):
 
     def _watch_progress(self, event: Event) -> None:
         """The same hidden fault again and again would be a bug of ours; better loud than for ever."""
-        here = (self.vcpu.eip(), event.address)
+        here = (self.position(), self.vcpu.eip(), event.address)
         self._repeated = self._repeated + 1 if here == self._last_hidden else 0
         self._last_hidden = here
         if self._repeated > _PATIENCE:
-            raise HostBug(f"shadow paging makes no progress at EIP {here[0]:#010x} for address {here[1]:#x}")
+            raise HostBug(f"shadow paging makes no progress at EIP {here[1]:#010x} for address {here[2]:#x}")
 
     def _again(self) -> None:
         """The instruction is executed again; what made it fault has been removed."""
