@@ -246,7 +246,7 @@ class BinaryTranslation(TrapMode):
 
     def _dive(self) -> None:
         """Go on in the translation of where the guest is, if that is translated code."""
-        while self._translates() and not self._inside and self._end is None:
+        while self._translates() and not self._inside and self._end is None and not self._stopped:
             guest, vcpu = self._guest, self.vcpu
             if guest.changes != self._seen:
                 self._refresh_constants()
@@ -260,6 +260,9 @@ class BinaryTranslation(TrapMode):
                 unit, offset = found, found.start
             if self._words[layout.WORD_EFLAGS] & FLAG_TF and not self._is_identical(unit, eip):
                 self._site = -1
+                if self._running and self._is_due():
+                    self._stop_now()
+                    return
                 self._emulate_detailed(self._detailed_or_fail())
                 if self._stopped or self._halting:
                     return
@@ -281,12 +284,19 @@ class BinaryTranslation(TrapMode):
             return self._translate(eip, context)
         except _FetchFault as problem:
             self._site = -1
+            if self._running and self._is_due():
+                self._stop_now()  # what is due comes before the next instruction is fetched
+                return None
             DirectExecution._exception(self, Event(PAGE_FAULT, problem.fault.error_code, address=problem.fault.address))
         except _NoMemory:
             self._end = Stop(ExitStatus.GUEST_ENDED, self.sentence("there is no memory at this address"))
             if self._running:
                 self._stop_now()
         return None
+
+    def _is_due(self) -> bool:
+        """Whether the run ends at this boundary, or an interrupt comes."""
+        return self._attention or self.position() >= self._until or (self._pin.level and self.can_interrupt())
 
     def _dive_again(self) -> None:
         """At the end of an exit that was handled inside the engine's callback."""
@@ -655,7 +665,7 @@ class BinaryTranslation(TrapMode):
         self._site, self._resume = -1, None
         context = unit.translation.context._replace(interrupts=way.transition.interrupts, shadow=way.transition.shadow)
         self._connect(unit, way, context)
-        if self._attention or (self._pin.level and self.can_interrupt()):
+        if self._is_due():
             self._stop_now()
 
     def _connect(self, unit: Unit, way: Exit | Indirect, context: Context) -> None:

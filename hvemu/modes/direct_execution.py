@@ -166,8 +166,11 @@ class DirectExecution(Interception):
         if vector == DEBUG:
             if self._stepped():
                 return
-        elif self._poker is None and self.position() >= self._until:
+        elif self._poker is None and (
+            self.position() >= self._until or (fetching and self._pin.level and self.can_interrupt())
+        ):
             # A fault at the boundary where the run ends, because its block does not count its instruction: next time.
+            # An interrupt comes before the next instruction is fetched (SDM vol. 3A, table 6-2).
             vcpu.forget_exception()
             if self._counter:
                 self._counter.take_back()

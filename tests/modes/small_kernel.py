@@ -10,16 +10,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hvemu.cpu.state import TableRegister
+from hvemu.cpu.state import Segment, TableRegister
 from hvemu.machine.builder import build
 from hvemu.machine.configuration import MachineConfiguration
 from hvemu.machine.machine import Machine
 
-BASE, STACK, IDT, HANDLERS, DIRECTORY, TABLES, DATA = (
-    0x10_0000, 0x18_0000, 0x11_0000, 0x11_1000, 0x20_0000, 0x20_1000, 0x30_0000
+BASE, STACK, IDT, HANDLERS, GDT, TSS, USER, DIRECTORY, TABLES, DATA = (
+    0x10_0000, 0x18_0000, 0x11_0000, 0x11_1000, 0x11_2000, 0x11_2100, 0x12_0000, 0x20_0000, 0x20_1000, 0x30_0000
 )  # fmt: skip
 MEMORY = 16 << 20
-CODE_SELECTOR = 0x10
+CODE_SELECTOR, USER_CODE, USER_DATA, TASK = 0x10, 0x23, 0x2B, 0x30
+DESCRIPTORS = (
+    0, 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFFB000000FFFF, 0x00CFF3000000FFFF,
+    0x67 | (TSS & 0xFF_FFFF) << 16 | 0x8B << 40,
+)  # fmt: skip
+TO_USER = f"6a{USER_DATA:02x} 68${USER + 0x1000:x} 6a02 6a{USER_CODE:02x} 68${USER:x} cf"
+"""IRET to USER in ring 3."""
 VECTORS = 33
 PASS = "b010 e6f4"
 """mov al,10h / out 0f4h,al: status 33."""
@@ -99,10 +105,14 @@ class Kernel:
             memory.write(at, assemble((handlers or {}).get(vector, "f4"), at)[0])
             gate = at & 0xFFFF | CODE_SELECTOR << 16 | 0x8E00 << 32 | (at & 0xFFFF_0000) << 32
             memory.write(IDT + 8 * vector, struct.pack("<Q", gate))
+        memory.write(GDT, struct.pack("<7Q", *DESCRIPTORS))
+        memory.write(TSS, struct.pack("<3I", 0, STACK, CODE_SELECTOR + 8).ljust(0x68, b"\0"))
         for at, piece in (data or {}).items():
             memory.write(at, assemble(piece, at)[0])
         cpu = self.machine.registers()
         cpu.idtr = TableRegister(IDT, 8 * VECTORS - 1)
+        cpu.gdtr = TableRegister(GDT, 8 * len(DESCRIPTORS) - 1)
+        cpu.tr = Segment(TASK, TSS, 0x67, 0x8B00)
         cpu.gprs[4] = STACK
         cpu.flags = flags
         cpu.cr4 |= cr4

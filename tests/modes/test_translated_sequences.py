@@ -195,11 +195,12 @@ def prepare(memory, rng, code):
     memory.write(TSS, bytes(0x68))
     memory.write(COUNT, bytes(4))
     table = [page << 12 | 3 for page in range(512)]
-    for page in (*range(STACK >> 12, GDT >> 12), *range(DATA >> 12, HANDLERS >> 12)):
+    for page in set(range(512)) - {CODE >> 12, HANDLERS >> 12, END >> 12}:
         table[page] |= NX  # what is no code of ours shall not run: it might be what is left out
     table[ABSENT >> 12] = 0
     table[(STACK >> 12) - 1] = 0
     table[READ_ONLY >> 12] &= ~2
+    table[CODE >> 12] &= ~2  # the engine runs an instruction that overwrites itself twice
     memory.write(TABLES, struct.pack("<512Q", (TABLES + 0x1000) | 1, *bytes(511)))
     memory.write(TABLES + 0x1000, struct.pack("<512Q", (TABLES + 0x2000) | 3, *bytes(511)))
     memory.write(TABLES + 0x2000, struct.pack("<512Q", *table))
