@@ -171,7 +171,7 @@ def _decoded(translation: Translation, start: int, end: int) -> list[Emitted]:
         found = decode(code[at : min(end, at + MAXIMUM_LENGTH)], 32, at)
         after = at + (len(found.code) if found else 1)
         inside = [note for place, note in notes.items() if at <= place < after]
-        while after < end and after not in notes and code[after] == _FILLER:
+        while after < end and code[after] == _FILLER:
             after += 1
         rows.append(Emitted(at, code[at:after], str(found) if found else "(data)", ", ".join(inside)))
         at = after

@@ -1,5 +1,6 @@
 """``hvemu translate`` and ``--translation-log``: units side by side, before a guest runs and while it does."""
 
+import io
 import json
 import os
 import struct
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from hvemu.cli import main
-from hvemu.cli.translation_log import open_translation_log
+from hvemu.cli.translation_log import TranslationLog
 from hvemu.labs.translating import translations
 from hvemu.machine.configuration import MachineConfiguration
+from hvemu.modes.translation_cache import Unit
 from hvemu.modes.translation_text import WIDTH, emitted, totals, translation_lines
 from hvemu.modes.translator import Context, Translation, Treatment, translate
 from hvemu.testing.catalog import catalog
@@ -403,11 +405,24 @@ def test_a_log_that_no_longer_fits_is_reported_once_and_the_guest_goes_on(capfd:
     assert expected == capfd.readouterr().err
 
 
-def test_a_log_that_fails_in_another_way_is_left_alone(tmp_path: Path) -> None:
-    """Nothing comes out of it into the engine, and it is not asked again."""
-    failures: list[str] = []
-    with open_translation_log(str(tmp_path / "log"), failures) as log:
-        for _ in range(2):
-            log(None)  # type: ignore[arg-type]
-    assert 1 == len(failures)
-    assert "AttributeError" in failures[0]
+class Jammed(io.StringIO):
+    """A stream that fails at its first write only."""
+
+    calls = 0
+
+    def write(self, text: str) -> int:
+        """Count, and fail."""
+        self.calls += 1
+        if self.calls == 1:
+            raise RuntimeError("paper jam")
+        return super().write(text)
+
+
+def test_a_log_that_failed_once_is_left_alone() -> None:
+    """Nothing comes out of it into the engine, and the stream is not asked again: a log has no gaps."""
+    failures, stream = list[str](), Jammed()
+    log = TranslationLog(stream, "on paper", failures)
+    for _ in range(3):
+        log(Unit(unit_of(b"\xc3"), 0, 0))
+    assert (1, "") == (stream.calls, stream.getvalue())
+    assert ["the translation log on paper is not complete: RuntimeError: paper jam"] == failures
