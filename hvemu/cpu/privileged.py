@@ -368,7 +368,8 @@ class PrivilegedInstructions:
         cpu, stack = self._cpu, self._cpu.segment(SS)
         pointer = cpu.gpr(ESP)
         big = stack.attributes & ATTRIBUTE_BIG
-        selector = self._load((stack.base + (pointer if big else pointer & 0xFFFF)) & 0xFFFF_FFFF, 2)
+        top = (stack.base + (pointer if big else pointer & 0xFFFF)) & 0xFFFF_FFFF
+        selector = self._load(top, instruction.operand_size) & 0xFFFF
         self._load_segment(SEGMENT_NUMBERS[name], selector)
         moved = pointer + instruction.operand_size
         cpu.set_gpr(ESP, moved if big else pointer & 0xFFFF_0000 | moved & 0xFFFF)

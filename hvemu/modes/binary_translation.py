@@ -267,7 +267,7 @@ class BinaryTranslation(TrapMode):
                 if self._stopped or self._halting:
                     return
                 continue
-            vcpu.set_interrupt_shadow(False)
+            vcpu.set_interrupt_shadow(unit.translation.repeats)
             vcpu.set_eip(self._hole + offset - context.base)
             self._inside, self._site = True, -1
             if self._running and self._pin.level:

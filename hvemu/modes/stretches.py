@@ -321,7 +321,11 @@ class Stretches(ABC):
             return False
         end = self._boundary(address, size, left)
         if end == size:
-            return self._go(whole)
+            self._slack = whole - left
+            try:
+                return self._go(whole)
+            finally:
+                self._slack = 0
         return self._go_part(address, size, end, self._clock.weight(address, address + end) - left)
 
     def _go_part(self, address: int, size: int, end: int, slack: int) -> bool:

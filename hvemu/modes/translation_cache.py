@@ -132,7 +132,7 @@ class TranslationCache:
 
     def chain(self, unit: Unit, way: Exit, target: Unit) -> None:
         """Let an exit of a unit go on to another unit by itself."""
-        if not (unit.valid and target.valid):
+        if not (unit.valid and target.valid) or target.translation.repeats:
             return
         slot = unit.start + way.slot
         if way.branch < 0:

@@ -164,6 +164,9 @@ class Translation:
     constants: list[tuple[int, int, str]] = field(default_factory=list)
     length: int = 0
     """Guest bytes."""
+    repeats: bool = False
+    """Whether a repeated string instruction stands in an interrupt shadow. The engine counts its iterations in another
+    way there, and does so only when the CPU's own shadow is set; so the unit is entered by the hypervisor alone."""
 
 
 Fetch = Callable[[int, int], bytes]
@@ -279,6 +282,7 @@ class _Translator:
             return found
         self._begin(length)
         self._emit(instruction.code)
+        self.unit.repeats = self.context.shadow and instruction.repeated
         return Treatment.IDENTICAL, "does the same in ring 1", False
 
     def _begin(self, length: int) -> None:
