@@ -139,7 +139,8 @@ class KernelInstructions(PrivilegedInstructions):
         address = effective_address(self._cpu, instruction, instruction.operands[0])
         if instruction.operand_size == 2:
             base &= 0xFF_FFFF
-        self._store(address, limit | base << 16, 6)
+        self._store(address, limit, 2)
+        self._store(address + 2, base, 4)
 
     def _sgdt(self, instruction: Detailed) -> None:
         self._table_register(instruction, self._gdt())

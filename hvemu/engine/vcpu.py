@@ -651,7 +651,6 @@ class Vcpu:
             uc.reg_write(names.UC_X86_REG_XMM0 + index, int.from_bytes(image[at + 128 : at + 144], "little"))
 
 
-
 def _make_room(vcpu: Vcpu) -> None:
     """Engines are large and in a cycle with their callbacks: collect the dead ones before there are many."""
     if len(_ALIVE) >= _most[0]:

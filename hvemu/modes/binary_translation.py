@@ -274,6 +274,13 @@ class BinaryTranslation(TrapMode):
                 self._clock.open_window()
             return
         self._site = -1
+        if self.hands_over and self._words[layout.WORD_HFLAGS] & 3 == 1 and not self._translates():
+            # Code or a stack of 16 bits is for the other technique
+            self.wants_to_hand_over = self._attention = True
+            if self._running:
+                self._stop_now()
+            else:
+                self._stopped = True
 
     def _find(self, eip: int, context: Context) -> Unit | None:
         """The unit for this address, translated now if need be; None when the guest has been told of a fault."""
@@ -566,7 +573,7 @@ class BinaryTranslation(TrapMode):
         if write and site >= 0:
             found = self._indirect_at(site)
             if found is not None:
-                # Its first store to the stack is ours: RET leaves the page clean, CALL reads its target before
+                # Its exchange with the stack is a store of ours: the page stays as clean as RET leaves it
                 self.vcpu.forget_exception()
                 self._indirect(*found)
                 return
@@ -575,12 +582,12 @@ class BinaryTranslation(TrapMode):
         super()._page_fault(event)
 
     def _indirect_at(self, site: int) -> tuple[Unit, Indirect] | None:
-        """The unit and the lookup of a RET or of a CALL through memory, if that is where one begins."""
+        """The unit and the lookup of a RET, if that is where one begins."""
         unit, point = self.cache.point(site)
         if unit.translation.items[-1].eip != point.eip or point.charged:
             return None
         for callout in unit.translation.callouts.values():
-            if callout.indirect is not None and callout.indirect.undo in ("stack", "pushed"):
+            if callout.indirect is not None and callout.indirect.undo == "stack":
                 return unit, callout.indirect
         return None
 

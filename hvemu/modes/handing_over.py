@@ -8,7 +8,7 @@ guest that goes back to real mode is handed back. Every change of hands is a row
 from collections.abc import Callable
 from typing import Any, Final
 
-from hvemu.cpu.state import ATTRIBUTE_BIG, CS, VirtualCpu
+from hvemu.cpu.state import ATTRIBUTE_BIG, ATTRIBUTE_DPL_SHIFT, CS, FLAG_VM, SS, Segment, VirtualCpu
 from hvemu.modes.binary_translation import BinaryTranslation
 from hvemu.modes.native import NativeMode
 from hvemu.modes.translation_cache import Unit
@@ -39,7 +39,7 @@ class HandingOver:
     def enter(self, cpu: VirtualCpu) -> None:
         """Take over the guest in this state, with the technique that it needs."""
         self._steps = 0
-        if cpu.cr0 & CR0_PE and cpu.segments[CS].attributes & ATTRIBUTE_BIG:
+        if cpu.cr0 & CR0_PE and _is_translated(cpu.segments[CS], cpu.segments[SS]):
             self._take(self._translation, cpu)
         else:
             self._take(self._real(), cpu)
@@ -77,7 +77,7 @@ class HandingOver:
         if not mode.cpu.paging().cr0 & CR0_PE:
             self._steps = 0
             return False
-        if not mode.cpu.segment(CS).attributes & ATTRIBUTE_BIG or mode.cpu.eflags() & 1 << 17:
+        if not _is_translated(mode.cpu.segment(CS), mode.cpu.segment(SS)) or mode.cpu.eflags() & FLAG_VM:
             return False
         self._take(self._translation, mode.leave())
         return True
@@ -193,3 +193,9 @@ class HandingOver:
     def sentence(self, cause: str) -> str:
         """A sentence for people: EIP, instruction and cause."""
         return self.current.sentence(cause)
+
+
+def _is_translated(code: Segment, stack: Segment) -> bool:
+    """Whether binary translation takes this: user code, which runs directly, or 32-bit code with a 32-bit stack."""
+    user = code.attributes >> ATTRIBUTE_DPL_SHIFT & 3 == 3
+    return user or bool(code.attributes & stack.attributes & ATTRIBUTE_BIG)

@@ -410,10 +410,8 @@ class _Translator:
 
     def _call_memory(self, instruction: Detailed, length: int, after: int) -> None:
         self._begin(length)
-        self._emit(b"\x51")
-        self._point(Point(self.eip, length, "pushed"))
-        delta = 4 if instruction.operands[0].base == "esp" else 0
-        self._emit(_with_memory(instruction, b"\x8b", ECX, delta))
+        # PUSH, to where the return address will be: it reads and writes in the order that CALL does
+        self._emit(_with_memory(instruction, b"\xff", 6) + _XCHG_ECX_STACK)
 
         def hit(_target: int) -> bytes:
             return b"\xb9" + struct.pack("<I", after) + _XCHG_ECX_STACK

@@ -112,7 +112,7 @@ class Kernel:
         cpu = self.machine.registers()
         cpu.idtr = TableRegister(IDT, 8 * VECTORS - 1)
         cpu.gdtr = TableRegister(GDT, 8 * len(DESCRIPTORS) - 1)
-        cpu.tr = Segment(TASK, TSS, 0x67, 0x8B00)
+        cpu.tr = Segment(TASK, TSS, 0x67, 0x8900)
         cpu.gprs[4] = STACK
         cpu.flags = flags
         cpu.cr4 |= cr4
