@@ -98,6 +98,25 @@ def _privileged() -> float:
     return (_flat(loop(_REPEAT // 4), mode="trap") - _flat(loop(1), mode="trap")) / (3 * (_REPEAT // 4 - 1))
 
 
+def _interrupt_flag(mode: str, count: int) -> float:
+    loop = bench_guests.interrupt_flag
+    return (_flat(loop(count), mode=mode) - _flat(loop(1000), mode=mode)) / (count - 1000)
+
+
+def _translation() -> float:
+    """Seconds for each instruction that is translated, chained and run once."""
+    code = bench_guests.straight_line
+    return (_flat(code(_PLACES), mode="bt") - _flat(code(12), mode="bt")) / (_PLACES - 12)
+
+
+def _hits() -> float:
+    """How many of all calls, returns and jumps of a guest the cache follows by itself; a count, not a time."""
+    machine = _flat_machine(bench_guests.calls(_REPEAT), mode="bt")
+    machine.run()
+    transfers = _REPEAT * (2 * bench_guests.CALLS_PER_ROUND + 1)
+    return 1 - float(machine.statistics()["exits"]["dispatch"]) / transfers
+
+
 def _privileged_cold() -> float:
     once = bench_guests.privileged_once
     return (_flat(once(_PLACES), mode="trap") - _flat(once(1), mode="trap")) / (_PLACES - 1)
@@ -158,6 +177,8 @@ _LOOPS_OF_BOTH: dict[str, Callable[[], bytes]] = {
     "user_arithmetic": lambda: bench_guests.user_arithmetic(_ITERATIONS),
     "user_stores": lambda: bench_guests.user_stores(_FILLS),
     "kernel_stores": lambda: bench_guests.kernel_stores(_FILLS),
+    "kernel_arithmetic": lambda: bench_guests.kernel_arithmetic(_ITERATIONS),
+    "calls": lambda: bench_guests.calls(_ITERATIONS // 20),
 }
 """What takes no exits, to be compared between modes."""
 _CASES: dict[str, Callable[[], float]] = {
@@ -174,8 +195,12 @@ _CASES: dict[str, Callable[[], float]] = {
     **{
         f"{mode}_{name}": partial(lambda code, mode: _flat(code(), mode=mode), code, mode)
         for name, code in _LOOPS_OF_BOTH.items()
-        for mode in ("native", "trap")
+        for mode in ("native", "trap", "bt")
     },
+    "trap_interrupt_flag": lambda: _interrupt_flag("trap", _REPEAT // 4),
+    "bt_interrupt_flag": lambda: _interrupt_flag("bt", 50 * _REPEAT),
+    "bt_translation": _translation,
+    "bt_hits": _hits,
     **{f"switching_{shadow}": partial(_hidden_faults_of_switching, shadow) for shadow in ("cached", "flush")},
     "start_up": _start_up,
     "import_engine": _import_engine,
@@ -241,8 +266,8 @@ def _rows(medians: dict[str, float]) -> list[_Row]:
     def cost(case: str) -> float:
         return medians[case] * microseconds
 
-    def of_native(loop: str) -> float:
-        return medians[f"native_{loop}"] / medians[f"trap_{loop}"]
+    def of_native(loop: str, mode: str = "trap") -> float:
+        return medians[f"native_{loop}"] / medians[f"{mode}_{loop}"]
 
     return [
         _Row("compute, --clock host, of bare Unicorn", bare / medians["compute_host"], "x", 0.85, True),
@@ -262,6 +287,19 @@ def _rows(medians: dict[str, float]) -> list[_Row]:
             "x",
             0.1,
         ),
+        _Row("bt: computing in the kernel, of native", of_native("kernel_arithmetic", "bt"), "x", 0.7, True),
+        _Row("bt: calls and returns in the kernel, of native", of_native("calls", "bt"), "x", 0.25, True),
+        _Row("bt: stores in the kernel, of native", of_native("kernel_stores", "bt"), "x"),
+        _Row("bt: computing in ring 3, of native", of_native("user_arithmetic", "bt"), "x", 0.95, True),
+        _Row(
+            "bt: CLI and STI, trap's cost of them",
+            medians["trap_interrupt_flag"] / medians["bt_interrupt_flag"],
+            "x",
+            100,
+            True,
+        ),
+        _Row("bt: translating an instruction", cost("bt_translation"), "us"),
+        _Row("bt: transfers that the cache follows by itself", 100 * medians["bt_hits"], "%"),
         _Row(
             "start-up beyond libraries (engine, capstone, ELF)",
             (medians["start_up"] - medians["import_engine"]) / (medians["import_engine"] - medians["python"]),

@@ -70,12 +70,50 @@ def system_calls(count: int) -> bytes:
 
 def user_arithmetic(count: int) -> bytes:
     """A loop of ring 3 that touches registers only."""
+    return _in_ring_3(_arithmetic(count))
+
+
+def kernel_arithmetic(count: int) -> bytes:
+    """The same loop in ring 0."""
+    return _assemble(_MASK) + _arithmetic(count) + _assemble(_END)
+
+
+CALLS_PER_ROUND: Final = 5
+"""Calls in a round of ``calls``, and as many returns."""
+
+
+def calls(count: int) -> bytes:
+    """``count`` rounds of nested calls; the innermost function has three callers."""
+    # inner: add ebx, eax / ret;  middle: inc eax / call inner / ret
+    # the loop: call middle / call middle / call inner / dec ecx / jnz
+    inner = _assemble("01c3 c3")
+    middle = _assemble("40 e8", _word(-len(inner) - 6), "c3")
+    functions = inner + middle
+    start = _assemble(_MASK, "bc", _word(_STACK), "b9", _word(count), "eb", bytes([len(functions)]).hex())
+    at = -len(functions)  # of inner, from the first call
+    body = b""
+    for target in (at + len(inner), at + len(inner), at):
+        body += _assemble("e8", _word(target - len(body) - 5))
+    return start + functions + body + _assemble("49 0f85", _word(-len(body) - 7), _END)
+
+
+def interrupt_flag(count: int) -> bytes:
+    """``count`` times CLI and STI."""
+    return _assemble(_MASK) + _loop(count, _assemble("fa fb")) + _assemble(_END)
+
+
+def straight_line(count: int) -> bytes:
+    """``count`` instructions of the kernel, each of which runs once."""
+    return b"".join(_assemble("b8", _word(number)) for number in range(count)) + _assemble(_END)
+
+
+def _arithmetic(count: int) -> bytes:
     body = _assemble(
         "8d0440 31d8 c1c005 01c3 0fafd8 29d0 6bd60d 01fa 31d7 d1ce",
         # lea eax,[eax+eax*2] / xor eax,ebx / rol eax,5 / add ebx,eax / imul ebx,eax / sub eax,edx / imul edx,esi,13
         # add edx,edi / xor edi,edx / ror esi,1
     )
-    return _in_ring_3(_loop(count, body))
+    return _loop(count, body)
 
 
 def user_stores(count: int) -> bytes:

@@ -20,6 +20,10 @@ GUESTS = {
     "privileged_once": bench_guests.privileged_once(5),
     "touches": bench_guests.touches(1500),
     "touches_again": bench_guests.touches_again(20, 3),
+    "kernel_arithmetic": bench_guests.kernel_arithmetic(1000),
+    "calls": bench_guests.calls(1000),
+    "interrupt_flag": bench_guests.interrupt_flag(1000),
+    "straight_line": bench_guests.straight_line(500),
     "switches": bench_guests.switches(8, 16, 50),
 }
 
