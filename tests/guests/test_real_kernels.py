@@ -28,13 +28,13 @@ busybox reboot -f
 """
 
 
-@pytest.mark.parametrize("megabytes", [64, 256])
-def test_memtest86_tests_memory_without_an_error(megabytes):
+@pytest.mark.parametrize(("megabytes", "mode"), [(64, "native"), (256, "native"), (64, "bt")])
+def test_memtest86_tests_memory_without_an_error(megabytes, mode):
     """It shows the right memory size, gets through its first tests, and says so on the screen and on the serial line."""
     recording = Recording()
     image = one_file("memtest86+", "boot/*ia32.bin")
     configuration = MachineConfiguration(
-        image=str(image), memory=megabytes << 20, append="console=ttyS0", serial="none"
+        image=str(image), memory=megabytes << 20, append="console=ttyS0", serial="none", mode=mode
     )
     machine = build(configuration, backends=Backends(recording, NoBackend(), NoBackend()))
     tests = set()

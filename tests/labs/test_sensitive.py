@@ -296,3 +296,18 @@ def test_deprivileged_the_red_pill_works(deprivileging):
     result = run_guest(guest_configuration(catalog()["red_pill"], mode=deprivileging))
     assert 33 == result.status
     assert result.console.splitlines()[-1].startswith("deprivileged: ")
+
+
+@pytest.mark.parametrize("mnemonic", TEXTS)
+def test_binary_translation_closes_every_hole_of_the_kernel(mnemonic):
+    """The kernel sees what the manual says, whatever the instruction."""
+    native, translated = observe(mnemonic, "kernel", "native"), observe(mnemonic, "kernel", "bt")
+    assert native.saw == translated.saw
+    assert "equivalent" == verdict("bt", mnemonic, "kernel", native, translated)
+
+
+@pytest.mark.parametrize("mnemonic", ["sgdt", "sidt", "sldt", "str", "smsw", "pushf"])
+def test_user_code_runs_directly_and_sees_the_hypervisor_even_so(mnemonic):
+    """The red pill: mode bt translates kernels only."""
+    native, translated = observe(mnemonic, "user", "native"), observe(mnemonic, "user", "bt")
+    assert verdict("bt", mnemonic, "user", native, translated).startswith("leaks ")
