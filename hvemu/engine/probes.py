@@ -25,7 +25,7 @@ from hvemu.cpu.state import (
     Segment,
     TableRegister,
 )
-from hvemu.engine import binding
+from hvemu.engine import binding, layout
 from hvemu.engine.block_clock import InstructionCounter
 from hvemu.engine.vcpu import EngineError, Vcpu
 from hvemu.memory.machine_memory import MachineMemory
@@ -36,6 +36,7 @@ from hvemu.vocabulary.paging import (
     CR0_PG,
     CR0_WP,
     CR4_PAE,
+    CR4_PKE,
     EFER_LMA,
     EFER_LME,
     EFER_NXE,
@@ -138,9 +139,9 @@ class CompatibilityRig(Rig):
         self.vcpu.clear_exception()
         self.vcpu.stop()
 
-    def map(self, linear: int, physical: int, *, no_execute: bool = False) -> None:
+    def map(self, linear: int, physical: int, *, no_execute: bool = False, key: int = 0) -> None:
         """Map a page and forget what was there."""
-        bits = 0x67 | (1 << 63 if no_execute else 0)
+        bits = 0x67 | (1 << 63 if no_execute else 0) | key << 59
         struct.pack_into("<Q", self.memory.view, self._leaves[linear >> 21] + (linear >> 12 & 511) * 8, physical | bits)
         self.vcpu.flush_tlb()
 
@@ -515,6 +516,37 @@ def _code_is_forgotten_through_an_alias() -> str | None:
     return _expect([1, 1, 5], seen)
 
 
+def _keys_make_pages_execute_only() -> str | None:
+    """A page whose protection key denies access runs, and can be neither read nor written; PKRU is where we think."""
+    rig = CompatibilityRig()
+    rig.vcpu.words[layout.WORD_CR4] |= CR4_PKE
+    rig.vcpu.words[layout.WORD_PKRU] = 0b1100
+    rig.map(0x3000, 0x3000, key=1)
+    rig.code("b878563412 a100300000", 0x3000)  # mov eax, 12345678h / mov eax, [3000h]
+    rig.go(0x3000)
+    rig.code("a300300000")  # mov [3000h], eax
+    rig.go()
+    return _expect(([(14, 0x3005, 0x21), (14, CODE, 0x23)], 0x1234_5678), (rig.faults, rig.vcpu.gpr(EAX)))
+
+
+def _blocks_of_a_cache_are_weighed() -> str | None:
+    """A block of the translation cache is charged by the table, others by their size, natively and in Python."""
+    seen = []
+    for native in (None, False):
+        rig = Rig(native_clock=native)
+        weights = memoryview(bytearray(4 * 17)).cast("I")
+        for offset in range(1, 17):
+            weights[offset] = 7
+        rig.vcpu.clock.install()
+        rig.vcpu.clock.watch_cache(0x3000, 16, weights, 0)
+        rig.code("90 eb04", 0x3000)  # nop / jmp 3007h
+        rig.code("90 f4", 0x3007)  # nop / hlt
+        rig.vcpu.clock.load(1000)
+        rig.go(0x3000)
+        seen.append(rig.vcpu.clock.consumed())
+    return _expect([7, 7], seen)
+
+
 PROBES = (
     Probe("privileged instruction at CPL 3", "real #GP, EIP at the instruction", _privileged_faults),
     Probe("INT n", "delivery by hvemu, EIP after the instruction", _software_interrupt),
@@ -547,4 +579,6 @@ PROBES = (
     Probe("IRET to absent code, GDT above 4 GiB", "trap: every way to user code faults", _return_to_absent_code),
     Probe("addresses in compatibility mode", "trap: wrap at 4 GiB, if address 0 is mapped there", _addresses_wrap),
     Probe("code forgotten by another address", "trap: stores to code frames", _code_is_forgotten_through_an_alias),
+    Probe("protection keys", "bt: the cache runs, but cannot be read", _keys_make_pages_execute_only),
+    Probe("blocks of a translation cache", "bt: charged by guest bytes", _blocks_of_a_cache_are_weighed),
 )

@@ -1,4 +1,4 @@
-"""One instruction at a time, on the bare CPU, deprivileged and translated: registers, flags, memory and faults must be equal.
+"""One instruction at a time, bare, deprivileged and translated: registers, flags, memory and faults must be equal.
 
 The engine at ring 0 is the oracle for the emulator of privileged instructions and for segment loads at ring 1. Only
 instructions that can tell the truth at ring 1 take part; ``hvemu lab sensitive`` has the others.
