@@ -16,13 +16,22 @@ from hvemu.cpu.decoder import Detailed, decode_operands
 from hvemu.cpu.delivery import DEBUG, GENERAL_PROTECTION, PAGE_FAULT, Event
 from hvemu.cpu.privileged import PrivilegedInstructions, effective_address, register_value
 from hvemu.cpu.sensitive import KernelInstructions
-from hvemu.cpu.state import ECX, ESP, FLAG_RF, FLAG_TF, VirtualCpu
+from hvemu.cpu.state import CS, ECX, ESP, FLAG_RF, FLAG_TF, Segment, VirtualCpu
 from hvemu.engine import layout
 from hvemu.memory.shadow import ShadowPolicy
 from hvemu.memory.walk import PTE_ACCESSED, PageFault, Path, walk
+from hvemu.modes.deprivileged import LOOKUP_BASE, LOOKUP_SELECTOR
 from hvemu.modes.direct_execution import DirectExecution
 from hvemu.modes.stretches import Services
-from hvemu.modes.translation_cache import CacheFullError, TranslationCache, Unit
+from hvemu.modes.translation_cache import (
+    LOOKUP_HIT,
+    LOOKUP_LEAVING,
+    LOOKUP_MISS,
+    LOOKUP_TABLE_SIZE,
+    CacheFullError,
+    TranslationCache,
+    Unit,
+)
 from hvemu.modes.translator import Callout, Context, Exit, Indirect, Point, Treatment, translate
 from hvemu.modes.trap import TrapMode
 from hvemu.trace.events import Exited
@@ -49,6 +58,8 @@ _DIRECT, _INDIRECT = range(len(DISPATCHES))
 _WORD_CS: Final = (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE) // 4
 _WORD_SS: Final = (layout.BYTE_SEGMENTS + 2 * layout.SEGMENT_STRIDE) // 4
 _BIG: Final = 1 << 22
+_R9, _R12 = 9, 12
+_LEA_SIZE: Final = 7
 CONSTANTS: Final = (
     "cr0", "cr0:16", "cr2", "cr3", "cr4", "gdtr.limit", "gdtr.base", "idtr.limit", "idtr.base", "ldtr", "ldtr:16",
     "tr", "tr:16",
@@ -74,12 +85,16 @@ class BinaryTranslation(TrapMode):
     name = "bt"
 
     def __init__(self, services: Services, policy: ShadowPolicy | None = None, *, cache_size: int = CACHE_SIZE) -> None:
-        self._reserved_frames = cache_size >> PAGE_SHIFT
+        self._reserved_frames = cache_size + 2 * LOOKUP_TABLE_SIZE >> PAGE_SHIFT
         super().__init__(services, policy)
         memory = services.memory
         base = memory.base - cache_size
         self.cache = TranslationCache(memory.machine.view[base : base + cache_size], self._forget_cached)
         self._cache_machine = base
+        tables = base - 2 * LOOKUP_TABLE_SIZE
+        self._hypervisor_pages.map_lookup(tables)
+        self.cache.use_lookup(memory.machine.view[tables:base], LOOKUP_BASE, LOOKUP_SELECTOR)
+        self._code_segment: Segment | None = None
         self._tables = self._make_tables(base, cache_size)
         self._translations = {event.value: services.ledger.counter(event) for event in TranslationEvent}
         self._hole, self._choice = _HOLES[0], 0
@@ -103,7 +118,6 @@ class BinaryTranslation(TrapMode):
         self.translated: Callable[[Unit], None] | None = None
         """Told of every unit when it has been translated, if somebody wants to know."""
         guest = self._guest
-        guest.gdt_mirror.hides_kernel_code = guest.ldt_mirror.hides_kernel_code = True
         guest.protects_keys = True
         guest.crossed, guest.remapped = self._crossed, self._check_pages
         self._place_clock()
@@ -125,6 +139,7 @@ class BinaryTranslation(TrapMode):
 
     def _place_clock(self) -> None:
         cache = self.cache
+        cache.place(self._hole)
         self._clock.watch_cache(self._hole, cache.size, cache.weights, cache.enabled)
         if self._counter:
             self._counter.watch_cache(self._hole, cache.size, cache.starts)
@@ -187,6 +202,8 @@ class BinaryTranslation(TrapMode):
         """Give the registers the guest's own state; returns whether that was at an instruction boundary."""
         if not self._inside:
             return True
+        if self._words[_WORD_CS] == LOOKUP_SELECTOR | 1:
+            self._leave_lookup()
         offset = self._offset()
         unit, point = self.cache.point(offset)
         self._inside, self._site = False, offset
@@ -203,6 +220,20 @@ class BinaryTranslation(TrapMode):
         self._resume = unit, unit.start + item.offset, point.eip, context
         self._undo(point)
         return False
+
+    def _leave_lookup(self) -> None:
+        """Out of the 64-bit code of the lookup, back to the return that called it."""
+        vcpu, quads = self.vcpu, self._quads
+        within = self.cache.in_lookup(self._offset())
+        if within >= 0:
+            if within in (LOOKUP_MISS, LOOKUP_HIT):
+                vcpu.set_gpr(ECX, quads[_R12])
+            elif within == LOOKUP_LEAVING:
+                vcpu.set_gpr(ESP, vcpu.gpr(ESP) - 4)
+            vcpu.set_eip(quads[_R9] - _LEA_SIZE)
+        assert self._code_segment is not None
+        vcpu.set_segment(CS, self._code_segment)
+        vcpu.set_eip(vcpu.eip() - self._code_segment.base)
 
     def _undo(self, point: Point) -> None:
         """The instruction at this point has begun in the cache: make it not so, or else finish it."""
@@ -268,6 +299,8 @@ class BinaryTranslation(TrapMode):
                     return
                 continue
             vcpu.set_interrupt_shadow(unit.translation.repeats)
+            if self._code_segment is None or self._code_segment[:2] != (self._words[_WORD_CS], context.base):
+                self._code_segment = vcpu.segment(CS)
             vcpu.set_eip(self._hole + offset - context.base)
             self._inside, self._site = True, -1
             if self._running and self._pin.level:
@@ -504,13 +537,20 @@ class BinaryTranslation(TrapMode):
             super()._forget_code_at(linear, size)
 
     def _eip(self) -> int:
-        return self.cache.point(self._offset())[1].eip if self._inside else self.vcpu.eip()
+        return self._point()[1].eip if self._inside else self.vcpu.eip()
+
+    def _point(self) -> tuple[Unit, Point]:
+        """Where the CPU is, inside the cache."""
+        offset = self._offset()
+        if self.cache.in_lookup(offset) >= 0:
+            offset = self._quads[_R9] - _LEA_SIZE - self._hole
+        return self.cache.point(offset)
 
     def can_interrupt(self) -> bool:
         """IF is set and no STI or MOV SS shadow is over the next instruction; known by where the CPU is."""
         if not self._inside:
             return super().can_interrupt()
-        unit, point = self.cache.point(self._offset())
+        unit, point = self._point()
         context = unit.translation.context
         enabled = context.interrupts if point.interrupts is None else point.interrupts
         return enabled and not (context.shadow if point.shadow is None else point.shadow)
@@ -686,8 +726,11 @@ class BinaryTranslation(TrapMode):
         if isinstance(way, Exit):
             self._tell(TranslationEvent.CHAIN)
             self.cache.chain(unit, way, target)
-        elif self.cache.hint(unit, way, target):
-            self._tell(TranslationEvent.HINT)
+        else:
+            if way.slow:
+                self.cache.remember(target)
+            if self.cache.hint(unit, way, target):
+                self._tell(TranslationEvent.HINT)
 
     def _indirect(self, unit: Unit, site: Indirect) -> None:
         """A return or an indirect transfer whose target no hint knew."""

@@ -58,9 +58,13 @@ from hvemu.vocabulary.paging import (
 VMM_BASE: Final = 1 << 39
 """Linear address of the hypervisor's own pages: PML4 slot 1, out of reach for 32-bit code."""
 VMM_FRAMES: Final = 35
+LOOKUP_BASE: Final = VMM_BASE + (2 << 20)
+"""Linear address of a second area of 2 MiB, for the lookup tables of translated code."""
 _GDT, _LDT, _TASK, _IDT, _SCRATCH = 0, 16, 32, 33, 34  # pages from VMM_BASE
 _TABLE_LIMIT: Final = 0xFFFF
 TASK_SELECTOR: Final = 0xFFE0
+LOOKUP_SELECTOR: Final = 0xFFD0
+"""A 64-bit code segment of ring 1: from there the hypervisor's pages can be reached. For translated code alone."""
 LDT_SELECTOR: Final = 0xFFF0
 """What STR and SLDT show: the hypervisor's slots, at the end of its GDT."""
 _CR0_OF_GUEST: Final = CR0_MP | CR0_EM | CR0_TS
@@ -70,6 +74,7 @@ _EFER: Final = EFER_LME | EFER_LMA | EFER_NXE
 _DPL: Final = 3 << ATTRIBUTE_DPL_SHIFT
 _DPL_1: Final = 1 << ATTRIBUTE_DPL_SHIFT
 _QUAD = struct.Struct("<Q")
+_CODE_64: Final = 0x00AF_BB00_0000_FFFF
 _VIRTUAL_FLAGS: Final = FLAG_IF | FLAG_IOPL
 
 
@@ -81,12 +86,22 @@ class HypervisorPages:
         self._view = pool.machine.view
         self.pdpt = pool.take()
         directory, self._table = pool.take(), pool.take()
+        self._pool, self._directory = pool, directory
         _QUAD.pack_into(self._view, self.pdpt, directory | PTE_PRESENT | PTE_WRITABLE | PTE_USER)
         _QUAD.pack_into(self._view, directory, self._table | PTE_PRESENT | PTE_WRITABLE | PTE_USER)
         self.pages = [pool.take() for _ in range(VMM_FRAMES - 1)]
         bits = PTE_PRESENT | PTE_WRITABLE | PTE_ACCESSED | PTE_DIRTY | PTE_NX
         for index, page in enumerate(self.pages):
             _QUAD.pack_into(self._view, self._table + 8 * index, page | bits)
+
+    def map_lookup(self, machine_address: int) -> None:
+        """Map 2 MiB of machine memory at ``LOOKUP_BASE``, and make the code segment that can reach it."""
+        table = self._pool.take()
+        _QUAD.pack_into(self._view, self._directory + 8, table | PTE_PRESENT | PTE_WRITABLE | PTE_USER)
+        bits = PTE_PRESENT | PTE_WRITABLE | PTE_ACCESSED | PTE_DIRTY | PTE_NX
+        for index in range(512):
+            _QUAD.pack_into(self._view, table + 8 * index, machine_address + index * PAGE_SIZE | bits)
+        self.write(_GDT, LOOKUP_SELECTOR, _CODE_64)
 
     def write(self, page: int, offset: int, value: int) -> None:
         """A quadword of the pages that start at number ``page``."""
@@ -125,13 +140,11 @@ class DescriptorMirror:
     def __init__(self, pages: HypervisorPages, page: int, paging: ShadowPaging, memory: GuestPhysicalMemory) -> None:
         self._pages, self._page, self._paging, self._memory = pages, page, paging, memory
         self._base = self._limit = 0
-        self._last = TASK_SELECTOR if page == _GDT else 1 << 16
+        self._last = LOOKUP_SELECTOR if page == _GDT else 1 << 16
         self._frames: dict[int, int] = {}  # linear page of the guest's table -> guest frame it is mirrored from
         self._installed: set[int] = set()
         self._user_code: dict[int, int] = {}  # offset -> descriptor, absent while the kernel runs
         self._user = False
-        self.hides_kernel_code = False
-        """Whether kernel code segments are absent always, because nothing of the guest's kernel runs where it lies."""
 
     def load(self, base: int, limit: int, registers: PagingRegisters) -> None:
         """The guest has loaded a table: mirror what of it is mapped now. A limit of 0 is an empty table."""
@@ -184,8 +197,6 @@ class DescriptorMirror:
             self._user_code[at] = descriptor
             if not self._user:
                 descriptor &= ~(ATTRIBUTE_PRESENT << 32)
-        elif attributes & ATTRIBUTE_CODE and self.hides_kernel_code:
-            descriptor &= ~(ATTRIBUTE_PRESENT << 32)
         self._installed.add(at)
         self._pages.write(self._page, at, descriptor)
 

@@ -32,6 +32,27 @@ _FILLER: Final = b"\xcc"
 _CHAIN_ENTRY: Final = 8
 
 
+_LOOKUP: Final = (
+    bytes.fromhex("448b0424 450fb7d0 4f8d1412 49bb")
+    + bytes(8)
+    + bytes.fromhex("4f8d1cd3 458b23 49f7d4 478d642001 4987cc e304 4987cc f4 4987cc 8d642404 41ff6b08")
+)
+"""64-bit code that finds the unit for the address on top of the stack, and changes no flag:
+
+mov r8d,[rsp] / movzx r10d,r8w / lea r10,[r10+r10] / mov r11,table / lea r11,[r11+r10*8] / mov r12d,[r11] / not r12
+lea r12d,[r8+r12+1] / xchg rcx,r12 / jrcxz hit / xchg rcx,r12 / hlt / hit: xchg rcx,r12 / lea esp,[rsp+4]
+jmp far [r11+8]
+"""
+_LOOKUP_TABLE: Final = _LOOKUP.index(b"\x49\xbb") + 2
+LOOKUP_MISS, LOOKUP_HIT, LOOKUP_LEAVING = (len(_LOOKUP) - size for size in (15, 11, 4))
+"""Where it takes ECX back after the comparison, in one case and the other; where the stack has moved already."""
+LOOKUP_SIZE: Final = 64
+_ENTRY: Final = struct.Struct("<QII")
+"""Guest EIP; EIP of its translation and CS."""
+LOOKUP_TABLE_SIZE: Final = 1 << 20
+_EMPTY: Final = b"".join(_ENTRY.pack(index ^ 1, 0, 0) for index in range(1 << 16))
+
+
 class CacheFullError(Exception):
     """There is no room for a unit: flush, and translate it again. Never leaves the modes."""
 
@@ -54,6 +75,9 @@ class TranslationCache:
 
     def __init__(self, view: memoryview, forget: Callable[[int, int], None]) -> None:
         self.size = len(view)
+        self._lookup: memoryview | None = None
+        self._lookup_selector = self._hole = 0
+        self._lookup_for: tuple[int, int, int] | None = None
         self.enabled = self.size // 2
         """Offset from which on the guest has interrupts enabled."""
         self._view, self._forget = view, forget
@@ -66,8 +90,54 @@ class TranslationCache:
         self.callouts: dict[int, tuple[Unit, Callout | Exit]] = {}
         self._contexts: dict[Context, int] = {}
         self._constants: dict[str, list[tuple[Unit, int, int]]] = {}
-        self._next = [0, self.enabled]
+        self._next = [LOOKUP_SIZE, self.enabled + LOOKUP_SIZE]
         self._total = [0, 0]
+
+    def use_lookup(self, tables: memoryview, linear: int, selector: int) -> None:
+        """Let returns find their units by tables of LOOKUP_TABLE_SIZE, one for each half, that lie at ``linear``.
+
+        ``selector``: a 64-bit code segment, from which they can be reached.
+        """
+        self._lookup, self._lookup_linear, self._lookup_selector = tables, linear, selector
+
+    def place(self, hole: int) -> None:
+        """Where the cache is, as the guest's CPU sees it; for an empty cache."""
+        self._hole = hole
+        for half in range(2) if self._lookup is not None else ():
+            code = bytearray(_LOOKUP)
+            at = self._lookup_linear + half * LOOKUP_TABLE_SIZE
+            code[_LOOKUP_TABLE : _LOOKUP_TABLE + 8] = at.to_bytes(8, "little")
+            start = self.enabled * half
+            self._view[start : start + len(code)] = code
+
+    def in_lookup(self, offset: int) -> int:
+        """The offset within the code of the lookup, or -1."""
+        within = offset % self.enabled
+        return within if within < LOOKUP_SIZE and self._lookup is not None else -1
+
+    def _has_lookup(self, context: Context) -> bool:
+        """The tables are for one code segment and one IOPL: those of the first unit."""
+        if self._lookup is None or context.shadow:
+            return False
+        if self._lookup_for is None:
+            self._lookup_for = context.selector, context.base, context.iopl
+        return self._lookup_for == (context.selector, context.base, context.iopl)
+
+    def remember(self, unit: Unit) -> None:
+        """Let the lookup find this unit."""
+        context = unit.translation.context
+        if self._lookup is not None and unit.valid and not unit.translation.repeats and self._has_lookup(context):
+            eip, half = unit.translation.eip, int(context.interrupts)
+            target = (self._hole + unit.start - context.base) & 0xFFFF_FFFF
+            at = half * LOOKUP_TABLE_SIZE + (eip & 0xFFFF) * _ENTRY.size
+            _ENTRY.pack_into(self._lookup, at, eip, target, context.selector | 1)
+
+    def _forget_in_lookup(self, unit: Unit) -> None:
+        if self._lookup is not None:
+            eip, half = unit.translation.eip, int(unit.translation.context.interrupts)
+            at = half * LOOKUP_TABLE_SIZE + (eip & 0xFFFF) * _ENTRY.size
+            if _ENTRY.unpack_from(self._lookup, at)[0] == eip:
+                _ENTRY.pack_into(self._lookup, at, eip & 0xFFFF ^ 1, 0, 0)
 
     # ------------------------------------------------------------------ finding
 
@@ -102,6 +172,8 @@ class TranslationCache:
             raise CacheFullError
         self._next[half] = start + size
         self._view[start : start + size] = translation.code
+        if self._has_lookup(context):
+            self._call_lookup(translation, start, half)
         self._weigh(half, start, size, translation.weights)
         unit = Unit(translation, start, self.key(translation.eip, context))
         for at, length in translation.weights:
@@ -117,6 +189,17 @@ class TranslationCache:
             self._constants.setdefault(name, []).append((unit, start + at, width))
         self.units[unit.key] = unit
         return unit
+
+    def _call_lookup(self, translation: Translation, start: int, half: int) -> None:
+        """Where a return would call the hypervisor, let it look in the table first."""
+        for callout in translation.callouts.values():
+            site = callout.indirect
+            if site is not None and site.slow:
+                landing = start + site.landing
+                way = b"\xea" + struct.pack("<IH", (self._hole + landing) & 0xFFFF_FFFF, self._lookup_selector | 1)
+                self._view[start + site.slow : start + site.slow + len(way)] = way
+                jump = self.enabled * half - (landing + 12)
+                self._view[landing : landing + 12] = b"\x4c\x8d\x0d" + bytes(4) + _JMP + struct.pack("<i", jump)
 
     def _weigh(self, half: int, start: int, size: int, weights: list[tuple[int, int]]) -> None:
         table, at, total = self.weights, start, self._total[half]
@@ -205,6 +288,7 @@ class TranslationCache:
         if not unit.valid:
             return
         unit.valid = False
+        self._forget_in_lookup(unit)
         if self.units.get(unit.key) is unit:
             del self.units[unit.key]
         for source, way in unit.incoming:
@@ -219,8 +303,12 @@ class TranslationCache:
             table.clear()
         for start, end in zip((0, self.enabled), self._next, strict=True):
             self.starts[start:end] = bytes(end - start)
-        self._next = [0, self.enabled]
+        self._next = [LOOKUP_SIZE, self.enabled + LOOKUP_SIZE]
         self._total = [0, 0]
+        self._lookup_for = None
+        if self._lookup is not None:
+            for half in range(2):
+                self._lookup[half * LOOKUP_TABLE_SIZE : (half + 1) * LOOKUP_TABLE_SIZE] = _EMPTY
 
     def constants(self) -> list[str]:
         """Names of the virtual registers whose values translations hold."""

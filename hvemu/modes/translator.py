@@ -27,6 +27,9 @@ SLOT_SIZE: Final = 5
 _FILLER: Final = b"\xcc"
 _XCHG_ECX_STACK: Final = b"\x87\x0c\x24"
 _CHAIN_ENTRY: Final = 8
+FAR_JUMP_SIZE: Final = 7
+LANDING_SIZE: Final = 12
+"""Room for the way to the lookup: LEA R9,[RIP] and JMP."""
 _TRAP_OR_IOPL: Final = 0x3100
 _IF: Final = 0x200
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
@@ -124,6 +127,9 @@ class Indirect:
     register: int
     eip: int
     length: int
+    slow: int = 0
+    """Where the lookup of the cache can be called in place of the hypervisor, or 0; ``landing`` is its first step."""
+    landing: int = 0
     targets: list[int] = field(default_factory=list)
 
 
@@ -395,7 +401,7 @@ class _Translator:
         def hit(target: int) -> bytes:
             return b"\xb9" + struct.pack("<I", target) + _XCHG_ECX_STACK + leave
 
-        self._indirect(length, hit, _XCHG_ECX_STACK, "stack", 0)
+        self._indirect(length, hit, _XCHG_ECX_STACK, "stack", 0, lookup=release == 4)
         return Treatment.INLINE, "consumes the guest's return address, looks its target up", True
 
     def _by_register(self, length: int, register: int, push: bytes) -> None:
@@ -428,12 +434,14 @@ class _Translator:
         *,
         plain: bool = False,
         add_back: bool = True,
+        lookup: bool = False,
     ) -> None:
         """The hints, all unused; the miss; room for the hits. ECX holds the target."""
         unit, chain = self.unit, len(self._code)
         size = len(hit(0)) + SLOT_SIZE
         miss = chain + HINTS * _CHAIN_ENTRY
-        miss_size = (6 if add_back else 0) + len(restore) + 1
+        tail = FAR_JUMP_SIZE + LANDING_SIZE if lookup else 1
+        miss_size = (6 if add_back else 0) + len(restore) + tail
         for number in range(HINTS):
             if number or not plain:
                 self._point(Point(self.eip, length, undo, 0, register))
@@ -445,8 +453,13 @@ class _Translator:
         self._point(Point(self.eip, length))
         hits = [miss + miss_size + number * size for number in range(HINTS)]
         site = Indirect(chain, hits, hit, miss, add_back, undo, register, self.eip, length)
-        unit.callouts[len(self._code)] = Callout("indirect", length, charged=True, indirect=site)
-        self._emit(bytes([HLT]) + _FILLER * size * HINTS)
+        callout = Callout("indirect", length, charged=True, indirect=site)
+        unit.callouts[len(self._code)] = callout
+        if lookup:
+            site.slow, site.landing = len(self._code), len(self._code) + FAR_JUMP_SIZE
+            unit.points[site.landing] = Point(self.eip, length)
+            unit.callouts[site.landing] = callout
+        self._emit(bytes([HLT]) + _FILLER * (tail - 1 + size * HINTS))
 
     # ------------------------------------------------------------------ flags
 

@@ -44,6 +44,8 @@ FORBIDDEN = frozenset(
 )
 """Devices, and what other tests do one by one."""
 LABELS = 4
+SMALL = [number for number in range(16) if number != 9]
+"""Not 9: a selector with RPL 1 for a segment of ring 0 loads in ring 1, which is declared."""
 
 
 def word(value):
@@ -206,7 +208,7 @@ def prepare(memory, rng, code, labels):
     memory.write(TABLES, struct.pack("<512Q", (TABLES + 0x1000) | 1, *bytes(511)))
     memory.write(TABLES + 0x1000, struct.pack("<512Q", (TABLES + 0x2000) | 3, *bytes(511)))
     memory.write(TABLES + 0x2000, struct.pack("<512Q", *table))
-    words = [rng.choice([rng.getrandbits(32), CODE + rng.choice(labels), rng.randrange(16)]) for _ in range(0x1000)]
+    words = [rng.choice([rng.getrandbits(32), CODE + rng.choice(labels), rng.choice(SMALL)]) for _ in range(0x1000)]
     memory.write(DATA, struct.pack("<4096I", *words))
     # The engine faults at the start of a block that goes on into an absent page; let none do that
     memory.write(DATA + 0xFC0, b"\xcc" * 0x40)
@@ -322,7 +324,7 @@ def compare(desks, seed):
         assert (seed, code.hex(), name, value) == (seed, code.hex(), name, found[name])
 
 
-PINNED: list[int] = []
+PINNED = [31, 114, 242, 608, 764, 1134, 1136, 1213, 2310, 2741, 4738, 5074]
 """What has been wrong once."""
 
 
