@@ -746,6 +746,8 @@ class BinaryTranslation(TrapMode):
             self._counter.total += 1
         self._site, self._resume = -1, None
         context = unit.translation.context
+        if site.slow and self.cache.prefer(context):
+            self._flush()
         self._connect(unit, site, context._replace(shadow=False))
         if self._attention or (self._pin.level and self.can_interrupt()):
             self._stop_now()

@@ -183,6 +183,12 @@ class DirectExecution(Interception):
             self.vcpu.stop()
             return True
         self._settle_block()
+        if self._poker is None and self.position() >= self._until:  # as for exceptions: next time
+            self.vcpu.forget_exception()
+            if self._counter:
+                self._counter.take_back()
+            self._stop_now()
+            return True
         self._exception(Event(INVALID_OPCODE))
         return self._end is None
 

@@ -50,6 +50,7 @@ LOOKUP_SIZE: Final = 64
 _ENTRY: Final = struct.Struct("<QII")
 """Guest EIP; EIP of its translation and CS."""
 LOOKUP_TABLE_SIZE: Final = 1 << 20
+_OFTEN: Final = 500
 _EMPTY: Final = b"".join(_ENTRY.pack(index ^ 1, 0, 0) for index in range(1 << 16))
 
 
@@ -78,6 +79,8 @@ class TranslationCache:
         self._lookup: memoryview | None = None
         self._lookup_selector = self._hole = 0
         self._lookup_for: tuple[int, int, int] | None = None
+        self._preferred: tuple[int, int, int] | None = None
+        self._strangers = 0
         self.enabled = self.size // 2
         """Offset from which on the guest has interrupts enabled."""
         self._view, self._forget = view, forget
@@ -116,12 +119,24 @@ class TranslationCache:
         return within if within < LOOKUP_SIZE and self._lookup is not None else -1
 
     def _has_lookup(self, context: Context) -> bool:
-        """The tables are for one code segment and one IOPL: those of the first unit."""
+        """The tables are for one code segment and one IOPL: those of the first unit, or of ``prefer``."""
         if self._lookup is None or context.shadow:
             return False
         if self._lookup_for is None:
             self._lookup_for = context.selector, context.base, context.iopl
         return self._lookup_for == (context.selector, context.base, context.iopl)
+
+    def prefer(self, context: Context) -> bool:
+        """A return in this context has missed. Returns whether its code segment should have the lookup now, because
+        another one has it and this one misses it often; the caller flushes."""
+        if self._lookup is None or context.shadow or self._has_lookup(context):
+            return False
+        self._strangers += 1
+        if self._strangers < _OFTEN:
+            return False
+        self._strangers = 0
+        self._preferred = context.selector, context.base, context.iopl
+        return True
 
     def remember(self, unit: Unit) -> None:
         """Let the lookup find this unit."""
@@ -305,7 +320,7 @@ class TranslationCache:
             self.starts[start:end] = bytes(end - start)
         self._next = [LOOKUP_SIZE, self.enabled + LOOKUP_SIZE]
         self._total = [0, 0]
-        self._lookup_for = None
+        self._lookup_for = self._preferred
         if self._lookup is not None:
             for half in range(2):
                 self._lookup[half * LOOKUP_TABLE_SIZE : (half + 1) * LOOKUP_TABLE_SIZE] = _EMPTY

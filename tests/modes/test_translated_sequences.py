@@ -208,6 +208,7 @@ def prepare(memory, rng, code, labels):
     memory.write(TABLES, struct.pack("<512Q", (TABLES + 0x1000) | 1, *bytes(511)))
     memory.write(TABLES + 0x1000, struct.pack("<512Q", (TABLES + 0x2000) | 3, *bytes(511)))
     memory.write(TABLES + 0x2000, struct.pack("<512Q", *table))
+    labels = [label for label in labels if label & 3 != 1] or [0]  # as in SMALL
     words = [rng.choice([rng.getrandbits(32), CODE + rng.choice(labels), rng.choice(SMALL)]) for _ in range(0x1000)]
     memory.write(DATA, struct.pack("<4096I", *words))
     # The engine faults at the start of a block that goes on into an absent page; let none do that
