@@ -574,6 +574,12 @@ def test_a_counter_next_to_running_code_is_stepped_as_often_as_it_is_counted():
     assert kernel.events()["translated_unit"] < 50
 
 
+def test_a_store_that_is_stepped_ten_thousand_times_is_no_standstill():
+    """OR to a page-table entry faults twice each time; time goes on, so that is progress."""
+    _, kernel = run_both(f"b9$2af8 top: 830d${TABLES + 0x400:x} 00 49 75~top {PASS}", pages=identity(), shadow="trace")
+    assert 11_000 == kernel.exits()["traced_write"]
+
+
 @pytest.mark.xfail(strict=True, reason="close() of the shadow tables tells of changes in pieces of 8 bytes")
 def test_a_counter_right_behind_code_does_not_make_it_translated_again_and_again():
     """Three bytes behind the last instruction."""
