@@ -278,7 +278,8 @@ class ShadowPaging:
                     self._physical.forget_frame(self._memory.machine_frame(frame) << PAGE_SHIFT)
                 for offset in range(0, PAGE_SIZE, 8):
                     if after[offset : offset + 8] != before[offset : offset + 8]:
-                        self._written_by_others(frame, offset, 8)
+                        changed = [at for at in range(offset, offset + 8) if after[at] != before[at]]
+                        self._written_by_others(frame, changed[0], changed[-1] + 1 - changed[0])
         self._settle()
 
     def watch(self, frame: int, written: Callable[[int, int], None]) -> None:

@@ -218,8 +218,7 @@ class BinaryTranslation(TrapMode):
             return True
         item = next(item for item in unit.translation.items if item.eip == point.eip)
         self._resume = unit, unit.start + item.offset, point.eip, context
-        self._undo(point)
-        return False
+        return self._undo(point)
 
     def _leave_lookup(self) -> None:
         """Out of the 64-bit code of the lookup, back to the return that called it."""
@@ -235,20 +234,19 @@ class BinaryTranslation(TrapMode):
         vcpu.set_segment(CS, self._code_segment)
         vcpu.set_eip(vcpu.eip() - self._code_segment.base)
 
-    def _undo(self, point: Point) -> None:
-        """The instruction at this point has begun in the cache: make it not so, or else finish it."""
+    def _undo(self, point: Point) -> bool:
+        """An instruction has begun in the cache: make it not so, or else finish it; returns whether that."""
         vcpu, undo = self.vcpu, point.undo
         if undo == "popf":
             result = self._privileged.execute(self._detailed_or_fail())
             if result is not None:
                 raise HostBug("an instruction that had begun in the cache could not be finished")
-            return
+            self._refused = None
+            return True
         if self._running:
             self._clock.refund(point.charged)
         else:
             self._retired -= point.charged
-        if self._counter:
-            self._counter.take_back()
         if undo == "register":
             mine, other = (vcpu.gpr(ECX) + point.value) & 0xFFFF_FFFF, vcpu.gpr(point.register)
             vcpu.set_gpr(ECX, mine if point.register == ECX else other)
@@ -256,6 +254,7 @@ class BinaryTranslation(TrapMode):
                 vcpu.set_gpr(point.register, mine)
         elif undo:
             self._undo_stack(undo, point.value)
+        return False
 
     def _undo_stack(self, undo: str, value: int) -> None:
         """ECX is on the stack: where the return address was, or pushed."""
@@ -495,6 +494,8 @@ class BinaryTranslation(TrapMode):
         halted = super()._go(budget, window=window, exit_at=exit_at)
         if not self._surface():
             self._refused = None
+            if self._counter:
+                self._counter.take_back()
         self._site = -1
         return halted
 
@@ -617,8 +618,7 @@ class BinaryTranslation(TrapMode):
                 self.vcpu.forget_exception()
                 self._indirect(*found)
                 return
-            if code & 1:
-                self._suspect(linear, site)
+            self._suspect(linear, site)
         super()._page_fault(event)
 
     def _indirect_at(self, site: int) -> tuple[Unit, Indirect] | None:
@@ -742,8 +742,6 @@ class BinaryTranslation(TrapMode):
             return
         self._exits["dispatch"][_INDIRECT] += 1
         self._charge(len(instruction.code))
-        if self._counter:
-            self._counter.total += 1
         self._site, self._resume = -1, None
         context = unit.translation.context
         if site.slow and self.cache.prefer(context):

@@ -45,7 +45,7 @@ _LOOPS: Final = ("loop", "loope", "loopne", "jecxz", "jcxz")
 _ALWAYS_CALLOUT: Final = {
     "hlt": "stops the CPU", "clts": "writes CR0", "lmsw": "writes CR0", "lgdt": "loads GDTR", "lidt": "loads IDTR",
     "lldt": "loads LDTR", "ltr": "loads TR", "invlpg": "changes what the MMU knows", "wbinvd": "privileged",
-    "invd": "privileged", "rdmsr": "reads a virtual MSR", "wrmsr": "writes a virtual MSR",
+    "invd": "privileged", "wbnoinvd": "privileged", "rdmsr": "reads a virtual MSR", "wrmsr": "writes a virtual MSR",
     "sysexit": "goes to user code", "lar": "reads the guest's own descriptors",
     "lsl": "reads the guest's own descriptors", "verr": "reads the guest's own descriptors",
     "verw": "reads the guest's own descriptors", "rdrand": "must not be random", "rdseed": "must not be random",

@@ -108,7 +108,7 @@ MNEMONICS = tuple(
     "cli sti hlt clts lmsw lgdt lidt lldt ltr invlpg wbinvd invd rdmsr wrmsr iretd iret sysexit mov pop ljmp lcall jmp"
     " call retf lds les lfs lgs lss rdrand rdseed"
     " pushfd pushf popfd popf push sgdt sidt sldt str smsw lar lsl verr verw ret loop loope loopne jecxz jcxz"
-    " jo jno jb jae je jne jbe ja js jns jp jnp jl jge jle jg breakpoint".split()
+    " jo jno jb jae je jne jbe ja js jns jp jnp jl jge jle jg breakpoint wbnoinvd".split()
 )
 """Details of PRIVILEGED and CALLOUT, by their index; "mov" is to or from a control, debug or segment register, or a
 store that is traced."""

@@ -296,7 +296,6 @@ def test_a_loop_that_stores_page_table_entries_stops_faulting(name):
         assert exits[0][kind] == exits[1][kind]
 
 
-@pytest.mark.xfail(strict=True, reason="only faults of pages that are present make a store suspicious")
 def test_a_loop_that_stores_entries_of_a_table_it_never_reads_stops_faulting():
     """The page of the table itself is then never mapped by the shadow tables."""
     text = REWRITE["page table"].replace(f" a1${ENTRY:x}", "")
@@ -386,7 +385,6 @@ BODIES = {
 }
 
 
-_FAR = pytest.mark.xfail(strict=True, reason="the emulator reads the selector of a far pointer before the offset")
 BADLY = {"absent": ABSENT, "edge": EDGE, "read-only": READ_ONLY, "zeros": ZEROS}
 
 
@@ -394,12 +392,7 @@ BADLY = {"absent": ABSENT, "edge": EDGE, "read-only": READ_ONLY, "zeros": ZEROS}
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
-        pytest.param(
-            name,
-            BADLY[bad],
-            id=f"{name}, {bad}",
-            marks=[_FAR] if name == "a far jump" and bad in ("absent", "edge") else [],
-        )
+        pytest.param(name, BADLY[bad], id=f"{name}, {bad}")
         for name in BODIES
         for bad in BADLY
         if (name, bad) != ("code", "edge")  # there the engine by itself names the start of its block for the fault
@@ -580,7 +573,6 @@ def test_a_store_that_is_stepped_ten_thousand_times_is_no_standstill():
     assert 11_000 == kernel.exits()["traced_write"]
 
 
-@pytest.mark.xfail(strict=True, reason="close() of the shadow tables tells of changes in pieces of 8 bytes")
 def test_a_counter_right_behind_code_does_not_make_it_translated_again_and_again():
     """Three bytes behind the last instruction."""
     _, kernel = run_both(f"b9$3e8 top: ff05=k 49 0f85>top {PASS} k: 00000000")
@@ -703,7 +695,6 @@ def test_a_call_through_memory_that_faults_on_the_way_is_counted_once():
     assert native.machine.mode.instructions() == kernel.machine.mode.instructions()
 
 
-@pytest.mark.xfail(strict=True, reason="a fault after the start of a sequence takes the instruction back twice")
 def test_sgdt_across_a_page_is_counted_once():
     """A hidden fault of its second store, then again."""
     native, kernel = run_both(f"0f0105$00402ffe {PASS}", pages=identity(), count_instructions=True)
