@@ -136,7 +136,8 @@ class PrivilegedInstructions:
         self._table: dict[str, Callable[[Detailed], Result | bool]] = {
             "cli": self._cli, "sti": self._sti, "hlt": self._hlt, "clts": self._clts, "lmsw": self._lmsw,
             "lgdt": self._lgdt, "lidt": self._lidt, "lldt": self._lldt, "ltr": self._ltr, "invlpg": self._invlpg,
-            "wbinvd": self._nothing, "invd": self._nothing, "wbnoinvd": self._nothing, "rdmsr": self._rdmsr, "wrmsr": self._wrmsr,
+            "wbinvd": self._nothing, "invd": self._nothing, "wbnoinvd": self._nothing, "rdmsr": self._rdmsr,
+            "wrmsr": self._wrmsr,
             "iretd": self._iret, "iret": self._iret, "sysexit": self._sysexit, "mov": self._mov, "pop": self._pop,
             "ljmp": self._far_jump, "lcall": self._far_call, "jmp": self._far_jump, "call": self._far_call,
             "retf": self._retf, "lds": self._far_pointer, "les": self._far_pointer, "lfs": self._far_pointer,

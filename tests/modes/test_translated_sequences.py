@@ -241,7 +241,7 @@ def start(rng, labels):
         idtr=TableRegister(IDT, 0x7FF),
         ldtr=Segment(0, 0, 0, 0x8200),
         tr=Segment(0x40, TSS, 0x206B, 0x8900),
-        cr0=0x8001_0011,
+        cr0=0x8001_0013,  # SMSW is a selector with RPL 3: see SMALL
         cr3=TABLES,
         cr4=rng.choice([0x20, 0x30, 0xA0]),
         efer=0x800,
