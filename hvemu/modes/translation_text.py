@@ -92,9 +92,8 @@ def translation_lines(translation: Translation, title: str = "unit", name: Name 
         words = f"{_place(context.base, way.target, name)}, {_state(*way.transition)}{when and ', '}{when}"
         lines.append(f"  {number}  {words}")
     for site in _sites(translation):
-        lines.append(
-            f"  indirect, from {_place(context.base, site.eip, name)}: {HINTS} hints, then the hypervisor looks it up"
-        )
+        then = "a table above 4 GiB, then the hypervisor" if site.slow else "the hypervisor"
+        lines.append(f"  indirect, from {_place(context.base, site.eip, name)}: {HINTS} hints, then {then}")
     if lines[-1] == "exits":
         lines[-1] = "exits: none but the callout" if last.treatment is Treatment.CALLOUT else "exits: none"
     return [*lines, totals_line(totals([translation]))]
@@ -194,7 +193,12 @@ def _notes(translation: Translation) -> dict[int, str]:
 
 
 def _sites(translation: Translation) -> list[Indirect]:
-    return [callout.indirect for callout in translation.callouts.values() if callout.indirect is not None]
+    """The lookups of a unit, one for each indirect transfer."""
+    found: list[Indirect] = []
+    for callout in translation.callouts.values():
+        if callout.indirect is not None and callout.indirect not in found:
+            found.append(callout.indirect)
+    return found
 
 
 # ---------------------------------------------------------------------- columns

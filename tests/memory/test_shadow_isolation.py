@@ -148,7 +148,7 @@ class Guarded:
 
 def guest_pages(guest: PagingGuest) -> HypervisorPages:
     """The hypervisor's pages above 4 GiB."""
-    return guest.mode._pages
+    return guest.mode._hypervisor_pages
 
 
 @lru_cache
