@@ -92,7 +92,7 @@ def translation_lines(translation: Translation, title: str = "unit", name: Name 
         words = f"{_place(context.base, way.target, name)}, {_state(*way.transition)}{when and ', '}{when}"
         lines.append(f"  {number}  {words}")
     for site in _sites(translation):
-        then = "a table above 4 GiB, then the hypervisor" if site.slow else "the hypervisor"
+        then = "a table, then the hypervisor" if site.slow else "the hypervisor"
         lines.append(f"  indirect, from {_place(context.base, site.eip, name)}: {HINTS} hints, then {then}")
     if lines[-1] == "exits":
         lines[-1] = "exits: none but the callout" if last.treatment is Treatment.CALLOUT else "exits: none"
