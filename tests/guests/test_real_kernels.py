@@ -65,7 +65,7 @@ def test_linux_in_mode_trap_is_fooled_and_told_by_what():
     assert re.search(r"fooled it in \d+ places, last at EIP 0xc[0-9a-f]{7} 'pushfd' pushes IF=1", result.stop.reason)
 
 
-def boot_linux(command_line):
+def boot_linux(command_line, mode):
     """Boot Debian's kernel with an initramfs made of busybox; returns the result."""
     kernel = one_file(kernel_package(), "boot/vmlinuz-*")
     busybox = one_file("busybox-static:i386", "bin/busybox").read_bytes()
@@ -82,23 +82,24 @@ def boot_linux(command_line):
     path = kernel.parent / "initramfs-hvemu"
     path.write_bytes(archive)
     configuration = MachineConfiguration(
-        image=str(kernel), initrd=str(path), memory=128 << 20, append=command_line, serial="none"
+        image=str(kernel), initrd=str(path), memory=128 << 20, append=command_line, serial="none", mode=mode
     )
     return run_guest(configuration, position=LINUX_LIMIT), hashlib.sha256(busybox).hexdigest()
 
 
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
-    ("command_line", "controller"),
+    ("command_line", "controller", "mode"),
     [
-        ("console=ttyS0 panic=-1 noapic nolapic acpi=off pci=off", "XT-PIC"),
-        ("console=ttyS0 panic=-1", "IO-APIC"),
+        ("console=ttyS0 panic=-1 noapic nolapic acpi=off pci=off", "XT-PIC", "native"),
+        ("console=ttyS0 panic=-1", "IO-APIC", "native"),
+        ("console=ttyS0 panic=-1 noapic nolapic acpi=off pci=off", "XT-PIC", "bt"),
     ],
-    ids=["minimal-pc", "apic-acpi-pci"],
+    ids=["minimal-pc", "apic-acpi-pci", "translated"],
 )
-def test_debian_kernel_boots_to_user_programs_and_reboots(command_line, controller):
+def test_debian_kernel_boots_to_user_programs_and_reboots(command_line, controller, mode):
     """uname, a sum and a checksum are right, interrupts come the way the command line says, and reboot is clean."""
-    result, checksum = boot_linux(command_line)
+    result, checksum = boot_linux(command_line, mode)
     console = result.console
     assert "Linux i686" in console, console[-3000:]
     assert "sum 42000" in console
