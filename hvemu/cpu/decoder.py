@@ -70,7 +70,6 @@ class Detailed(NamedTuple):
 @lru_cache(maxsize=65536)
 def decode_operands(code: bytes, bits: int) -> Detailed | None:
     """The first instruction of ``code`` with its operands, or None for rubbish. A displacement is in ``value``."""
-    import capstone
     from capstone import x86
 
     engine = _detailed(bits)
@@ -98,7 +97,7 @@ def decode_operands(code: bytes, bits: int) -> Detailed | None:
         prefixes = bytes(found.prefix)
         wide = (bits == 32) != (prefixes[2] == 0x66)
         mnemonic = found.mnemonic.split()[-1]
-        repeated = prefixes[0] in (capstone.x86.X86_PREFIX_REP, capstone.x86.X86_PREFIX_REPNE)
+        repeated = _repeats(bytes(found.bytes))
         encoding = found.encoding
         return Detailed(
             bytes(found.bytes),
@@ -112,6 +111,16 @@ def decode_operands(code: bytes, bits: int) -> Detailed | None:
             encoding.disp_size,
         )
     return None
+
+
+_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
+_STRING_OPERATIONS = frozenset(b"\x6c\x6d\x6e\x6f\xa4\xa5\xa6\xa7\xaa\xab\xac\xad\xae\xaf")
+
+
+def _repeats(code: bytes) -> bool:
+    """Whether it is a string operation with F2 or F3; MOVS with F2 repeats too, which capstone does not say."""
+    opcode = next(index for index, byte in enumerate(code) if byte not in _PREFIXES)
+    return code[opcode] in _STRING_OPERATIONS and any(byte in (0xF2, 0xF3) for byte in code[:opcode])
 
 
 @lru_cache(maxsize=4)
