@@ -162,9 +162,11 @@ def test_a_guest_that_wants_ring_1_for_itself_ends_with_a_sentence(tmp_path):
     assert "the guest goes to ring 1" in stop.reason
 
 
-@pytest.mark.parametrize("guest", ["preempt", "keyboard"])
-def test_the_host_clock_works_in_mode_trap(guest):
-    """Inexact in time, but the guest ends as it should."""
+@pytest.mark.parametrize("mode", ["trap", "bt"])
+@pytest.mark.parametrize(("guest", "words"), [("preempt", "after 40 ticks both tasks"), ("keyboard", "PASS")])
+def test_the_host_clock_works_without_the_block_clock(guest, words, mode):
+    """Inexact in time, so that whether a task had its fair share depends on the host; but the guest gets to its end."""
     row = catalog()[guest]
-    result = run_guest(guest_configuration(row, mode="trap", clock="host"), keys=row.input, keys_after=row.input_after)
-    assert row.expected_status == result.status, result.console
+    result = run_guest(guest_configuration(row, mode=mode, clock="host"), keys=row.input, keys_after=row.input_after)
+    assert result.status & 1, result.console
+    assert words in result.console
