@@ -55,6 +55,12 @@ _TRANSFERS_BY_CALLOUT: Final = {
     "iretd": "may return to user code", "iret": "may return to user code", "retf": "may change the code segment",
     "ljmp": "may change the code segment", "lcall": "may change the code segment",
 }  # fmt: skip
+_EXITS_BY_ITSELF: Final = {
+    **dict.fromkeys(
+        ("in", "out", "insb", "insw", "insd", "outsb", "outsw", "outsd"), "a port: exits by itself, in any ring"
+    ),
+    **dict.fromkeys(("cpuid", "rdtsc", "rdtscp", "sysenter"), "answered in place of the CPU, as in every mode"),
+}
 _RING_1_ONLY: Final = ("wrpkru", "rdpkru")
 _INTERRUPTS: Final = ("int", "int3", "into", "int1")
 _ENDS_UNIT: Final = frozenset({"hlt", "sysexit", *_TRANSFERS_BY_CALLOUT})
@@ -289,7 +295,8 @@ class _Translator:
         self._begin(length)
         self._emit(instruction.code)
         self.unit.repeats = self.context.shadow and instruction.repeated
-        return Treatment.IDENTICAL, "does the same in ring 1", False
+        reason = _EXITS_BY_ITSELF.get(mnemonic, "does the same in ring 1")
+        return Treatment.IDENTICAL, reason, False
 
     def _begin(self, length: int) -> None:
         """A guest instruction begins: its bytes are charged with the first byte emitted."""
