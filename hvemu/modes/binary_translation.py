@@ -16,7 +16,7 @@ from hvemu.cpu.decoder import Detailed, decode_operands
 from hvemu.cpu.delivery import DEBUG, GENERAL_PROTECTION, PAGE_FAULT, Event
 from hvemu.cpu.privileged import PrivilegedInstructions, effective_address, register_value
 from hvemu.cpu.sensitive import KernelInstructions
-from hvemu.cpu.state import CS, ECX, ESP, FLAG_RF, FLAG_TF, Segment, VirtualCpu
+from hvemu.cpu.state import CS, ECX, ESP, FLAG_RF, FLAG_TF, SS, Segment, VirtualCpu
 from hvemu.engine import layout
 from hvemu.memory.shadow import ShadowPolicy
 from hvemu.memory.walk import PTE_ACCESSED, PageFault, Path, walk
@@ -34,10 +34,9 @@ from hvemu.modes.translation_cache import (
 )
 from hvemu.modes.translator import Callout, Context, Exit, Indirect, Point, Treatment, translate
 from hvemu.modes.trap import TrapMode
-from hvemu.trace.events import Exited
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
 from hvemu.vocabulary.errors import ExitStatus, HostBug
-from hvemu.vocabulary.exits import DISPATCHES, MNEMONICS, AssistKind, ExitKind, TranslationEvent
+from hvemu.vocabulary.exits import DISPATCHES, AssistKind, ExitKind, TranslationEvent
 from hvemu.vocabulary.outcomes import Stop
 from hvemu.vocabulary.paging import CR0_PE, CR0_PG, ERROR_FETCH, ERROR_USER, ERROR_WRITE
 
@@ -53,18 +52,12 @@ _FAITH: Final = 4
 """Traced stores after which an instruction is no longer innocent (Adams and Agesen, 3.3)."""
 _PATIENCE: Final = 4
 """Times a page of code is given up because it is written often; then each of its writes is traced."""
-_NUMBERS: Final = {mnemonic: number for number, mnemonic in enumerate(MNEMONICS)}
 _DIRECT, _INDIRECT = range(len(DISPATCHES))
 _WORD_CS: Final = (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE) // 4
 _WORD_SS: Final = (layout.BYTE_SEGMENTS + 2 * layout.SEGMENT_STRIDE) // 4
 _BIG: Final = 1 << 22
 _R9, _R12 = 9, 12
 _LEA_SIZE: Final = 7
-CONSTANTS: Final = (
-    "cr0", "cr0:16", "cr2", "cr3", "cr4", "gdtr.limit", "gdtr.base", "idtr.limit", "idtr.base", "ldtr", "ldtr:16",
-    "tr", "tr:16",
-)  # fmt: skip
-"""Virtual registers whose values translations hold."""
 
 
 class _FetchFault(Exception):
@@ -259,7 +252,7 @@ class BinaryTranslation(TrapMode):
     def _undo_stack(self, undo: str, value: int) -> None:
         """ECX is on the stack: where the return address was, or pushed."""
         vcpu, paging, pointer = self.vcpu, self._guest.paging(), self.vcpu.gpr(ESP)
-        linear = (self._guest.segment(2).base + pointer) & 0xFFFF_FFFF
+        linear = (self._guest.segment(SS).base + pointer) & 0xFFFF_FFFF
         target = (vcpu.gpr(ECX) + value) & 0xFFFF_FFFF
         vcpu.set_gpr(ECX, int.from_bytes(self._linear(linear, 4), "little"))
         if undo == "pushed":
@@ -656,22 +649,14 @@ class BinaryTranslation(TrapMode):
         site = self._site
         if site >= 0 and not self._is_identical(*self._unit_at(site)):
             self.vcpu.forget_exception()
-            self._emulate_detailed(self._detailed_or_fail())
+            self._emulate_detailed(self._detailed_or_fail(), counted=False)
             return
         super()._step_over(frame, instruction)
 
-    def _exit_of(self, instruction: Detailed, eip: int) -> None:
-        if self.vcpu.cpl() == 3:
-            super()._exit_of(instruction, eip)
-        else:
-            self._call(_NUMBERS[instruction.mnemonic], eip, len(instruction.code))
+    def _kind_of_emulation(self) -> ExitKind:
+        return ExitKind.PRIVILEGED if self.vcpu.cpl() == 3 else ExitKind.CALLOUT
 
-    def _call(self, detail: int, eip: int, length: int) -> None:
-        self._exits["callout"][detail] += 1
-        if self._tracer.active:
-            self._tracer.publish(Exited(self.position(), ExitKind.CALLOUT, eip, detail, length, 0))
-
-    def _emulate_detailed(self, instruction: Detailed) -> None:
+    def _emulate_detailed(self, instruction: Detailed, *, counted: bool = True) -> None:
         if self.hands_over and instruction.operands and instruction.operands[0].register == "cr0":
             value = register_value(self._guest, instruction.operands[1].register)
             if not value & (CR0_PE | CR0_PG):
@@ -679,7 +664,7 @@ class BinaryTranslation(TrapMode):
                 self.wants_to_hand_over = self._attention = True
                 self._stop_now()
                 return
-        super()._emulate_detailed(instruction)
+        super()._emulate_detailed(instruction, counted=counted)
 
     def note_change_of_hands(self) -> None:
         """The guest has been handed over, in one direction or the other."""
@@ -747,14 +732,14 @@ class BinaryTranslation(TrapMode):
         if site.slow and self.cache.prefer(context):
             self._flush()
         self._connect(unit, site, context._replace(shadow=False))
-        if self._attention or (self._pin.level and self.can_interrupt()):
+        if self._is_due():
             self._stop_now()
 
     def _at_stop(self, unit: Unit) -> None:
         """Where a breakpoint may be."""
         linear = self.vcpu.linear_eip()
         if linear in self._breakpoints and (self.position(), linear) != self._resumed_at:
-            self._call(_NUMBERS["breakpoint"], self.vcpu.eip(), 0)
+            self._count(ExitKind.CALLOUT, "breakpoint", self.vcpu.eip(), 0)
             self.at_breakpoint = True
             self._stop_now()
         elif (
@@ -787,7 +772,7 @@ class BinaryTranslation(TrapMode):
             self._suspects.pop(own, None)
             self._remove(unit)
         else:
-            self._call(_NUMBERS["mov"], self.vcpu.eip(), len(instruction.code))
+            self._count(ExitKind.CALLOUT, "mov", self.vcpu.eip(), len(instruction.code))
             self._retired_by_us(len(instruction.code), stepping=False)
 
     def _detailed_or_fail(self) -> Detailed:

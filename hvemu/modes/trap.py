@@ -309,16 +309,17 @@ class TrapMode(DirectExecution):
     def _detailed(self) -> Detailed | None:
         return decode_operands(self._code(self.vcpu.linear_eip(), MAXIMUM_LENGTH), self._bits())
 
-    def _emulate_detailed(self, instruction: Detailed) -> None:
-        """Do a privileged instruction in place of the CPU."""
+    def _emulate_detailed(self, instruction: Detailed, *, counted: bool = True) -> None:
+        """Do an instruction in place of the CPU; ``counted``: it is an exit of its own, not part of another."""
+        kind = self._kind_of_emulation()
         stepping = bool(self._guest.eflags() & FLAG_TF)
         eip = self.vcpu.eip()
         result = self._privileged.execute(instruction)
         if isinstance(result, Event):
             super()._exception(result)
             return
-        if not isinstance(result, Halt):  # which is an exit of its own
-            self._exit_of(instruction, eip)
+        if counted and not isinstance(result, Halt):  # which is a kind of its own
+            self._count(kind, instruction.mnemonic, eip, len(instruction.code))
         if isinstance(result, Unsupported):
             self._end = Stop(ExitStatus.GUEST_ENDED, self.sentence(result.reason))
             self._stop_now()
@@ -333,11 +334,14 @@ class TrapMode(DirectExecution):
         held_off = instruction.mnemonic != "sti" and self.vcpu.interrupt_shadow()
         self._retired_by_us(len(instruction.code), stepping=stepping and not held_off)
 
-    def _exit_of(self, instruction: Detailed, eip: int) -> None:
-        detail = _NUMBERS[instruction.mnemonic]
-        self._exits["privileged"][detail] += 1
+    def _kind_of_emulation(self) -> ExitKind:
+        return ExitKind.PRIVILEGED
+
+    def _count(self, kind: ExitKind, mnemonic: str, eip: int, length: int) -> None:
+        detail = _NUMBERS[mnemonic]
+        self._exits[kind._value_][detail] += 1
         if self._tracer.active:
-            self._tracer.publish(Exited(self.position(), ExitKind.PRIVILEGED, eip, detail, len(instruction.code), 0))
+            self._tracer.publish(Exited(self.position(), kind, eip, detail, length, 0))
 
     def _charge(self, length: int) -> None:
         if self._running:

@@ -13,12 +13,22 @@ from hypothesis import strategies as st
 from hvemu.machine.configuration import MODES
 from hvemu.testing.catalog import catalog
 from hvemu.testing.running import guest_configuration, run_guest
-from hvemu.vocabulary.exits import ExitKind
+from hvemu.vocabulary.exits import MNEMONICS, ExitKind
 
 GUESTS = ("ring3", "preempt", "paging", "faults", "interrupts", "selfmod", "hello", "realmode_boot")
 CASES = [(name, mode) for name in GUESTS for mode in catalog()[name].modes if mode in MODES]
 CACHING = {ExitKind.HIDDEN_FAULT, ExitKind.TRACED_WRITE}
 """Exits by which a mode fills its caches; how many there are is its own affair."""
+SEGMENT_LOADS = {"mov": 2, "pop": 1, "lds": 6, "les": 6, "lfs": 7, "lgs": 7}
+"""MOV and POP to a segment register, by mnemonic and length: they trap until the descriptor has been mirrored."""
+
+
+def fills_a_cache(event):
+    """Whether it is such an exit; MOV to and from control registers has three bytes."""
+    kind = getattr(event, "kind", None)
+    if kind not in (ExitKind.PRIVILEGED, ExitKind.CALLOUT):
+        return kind in CACHING
+    return SEGMENT_LOADS.get(MNEMONICS[event.detail]) == event.size
 
 
 def trace_of(name, mode="native", prepare=None, **changes):
@@ -26,7 +36,7 @@ def trace_of(name, mode="native", prepare=None, **changes):
     guest, events = catalog()[name], []
 
     def note(event):
-        if getattr(event, "kind", None) not in CACHING:
+        if not fills_a_cache(event):
             events.append(event)
 
     result = run_guest(
@@ -87,17 +97,16 @@ def test_stops_cold_caches_and_steps_change_nothing(name, mode, plan):
 STOPS = (1, 19, 105, 192, 217, 261, 277, 405, 443, 859, 895, 935, 1163, 1427, 2207, 2255, 2255, 2609, 2608, 3000)
 
 
-@pytest.mark.xfail(strict=True, reason="an entry in the middle of a port access of ring 3 loses that exit")
 @pytest.mark.parametrize("mode", ["trap", "bt"])
-def test_an_entry_between_two_port_accesses_of_ring_3_loses_none(mode):
-    """Found by chance, not understood yet."""
+def test_an_entry_that_mirrors_a_descriptor_sooner_changes_nothing_else(mode):
+    """The first load of a segment traps only while its descriptor has not been mirrored."""
     plan = [(distance, "stop") for distance in STOPS] + [(3000, "reenter")]
     compare("ring3", mode, trace_of("ring3", mode, lambda machine: disturb(machine, plan)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), CASES)
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(plan=DISTURBANCES)
 def test_many_more_disturbances_change_nothing(name, mode, plan):
     """The same, longer."""
