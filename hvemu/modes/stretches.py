@@ -458,6 +458,7 @@ class Stretches(ABC):
         assert self._abandoned is not None
         vcpu.restore(self._abandoned)
         self._abandoned = None
+        self._stopped_at = vcpu.linear_eip()
         if self._counter:
             self._counter.rewind(self._counted)
         vcpu.flush_tlb()

@@ -104,6 +104,14 @@ def test_an_entry_that_mirrors_a_descriptor_sooner_changes_nothing_else(mode):
     compare("ring3", mode, trace_of("ring3", mode, lambda machine: disturb(machine, plan)))
 
 
+@pytest.mark.parametrize(("name", "mode"), CASES)
+@pytest.mark.parametrize("distance", range(-3, 4))
+def test_a_stop_inside_the_instruction_that_ends_the_guest_does_not_move_the_end(name, mode, distance):
+    """A device that ends the guest does so at its instruction, also when the run was to stop there."""
+    end = straight(name, mode)[3]
+    compare(name, mode, trace_of(name, mode, lambda machine: machine.run(end + distance)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), CASES)
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
