@@ -25,14 +25,13 @@ from hvemu.modes.direct_execution import DirectExecution
 from hvemu.modes.stretches import Services
 from hvemu.modes.translation_cache import (
     LOOKUP_HIT,
-    LOOKUP_LEAVING,
     LOOKUP_MISS,
     LOOKUP_TABLE_SIZE,
     CacheFullError,
     TranslationCache,
     Unit,
 )
-from hvemu.modes.translator import Callout, Context, Exit, Indirect, Point, Treatment, translate
+from hvemu.modes.translator import LEA_SIZE, Callout, Context, Exit, Indirect, Point, Treatment, translate
 from hvemu.modes.trap import TrapMode
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
 from hvemu.vocabulary.errors import ExitStatus, HostBug
@@ -57,7 +56,6 @@ _WORD_CS: Final = (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE) // 4
 _WORD_SS: Final = (layout.BYTE_SEGMENTS + 2 * layout.SEGMENT_STRIDE) // 4
 _BIG: Final = 1 << 22
 _R9, _R12 = 9, 12
-_LEA_SIZE: Final = 7
 
 
 class _FetchFault(Exception):
@@ -189,7 +187,8 @@ class BinaryTranslation(TrapMode):
         guest, words = self._guest, self._words
         selector = words[_WORD_CS] & 0xFFFC
         shadow = self.vcpu.interrupt_shadow()
-        return Context(guest.interrupts_enabled(), shadow, guest.io_privilege(), selector, words[_WORD_CS + 2])
+        base, flat = words[_WORD_CS + 2], not words[_WORD_SS + 2]
+        return Context(guest.interrupts_enabled(), shadow, guest.io_privilege(), selector, base, flat)
 
     def _surface(self) -> bool:
         """Give the registers the guest's own state; returns whether that was at an instruction boundary."""
@@ -214,15 +213,13 @@ class BinaryTranslation(TrapMode):
         return self._undo(point)
 
     def _leave_lookup(self) -> None:
-        """Out of the 64-bit code of the lookup, back to the return that called it."""
+        """Out of the 64-bit code of the lookup, back to the transfer that called it."""
         vcpu, quads = self.vcpu, self._quads
         within = self.cache.in_lookup(self._offset())
         if within >= 0:
             if within in (LOOKUP_MISS, LOOKUP_HIT):
                 vcpu.set_gpr(ECX, quads[_R12])
-            elif within == LOOKUP_LEAVING:
-                vcpu.set_gpr(ESP, vcpu.gpr(ESP) - 4)
-            vcpu.set_eip(quads[_R9] - _LEA_SIZE)
+            vcpu.set_eip(quads[_R9] - LEA_SIZE)
         assert self._code_segment is not None
         vcpu.set_segment(CS, self._code_segment)
         vcpu.set_eip(vcpu.eip() - self._code_segment.base)
@@ -245,6 +242,8 @@ class BinaryTranslation(TrapMode):
             vcpu.set_gpr(ECX, mine if point.register == ECX else other)
             if point.register != ECX:
                 vcpu.set_gpr(point.register, mine)
+        elif undo == "moved":
+            vcpu.set_gpr(ESP, vcpu.gpr(ESP) + point.value)
         elif undo:
             self._undo_stack(undo, point.value)
         return False
@@ -254,7 +253,7 @@ class BinaryTranslation(TrapMode):
         vcpu, paging, pointer = self.vcpu, self._guest.paging(), self.vcpu.gpr(ESP)
         linear = (self._guest.segment(SS).base + pointer) & 0xFFFF_FFFF
         target = (vcpu.gpr(ECX) + value) & 0xFFFF_FFFF
-        vcpu.set_gpr(ECX, int.from_bytes(self._linear(linear, 4), "little"))
+        vcpu.set_gpr(ECX, int.from_bytes(self._code(linear, 4), "little"))
         if undo == "pushed":
             vcpu.set_gpr(ESP, pointer + 4)
             return
@@ -263,9 +262,6 @@ class BinaryTranslation(TrapMode):
             physical = walk(self.memory, paging, (linear + index) & 0xFFFF_FFFF, mark=False)
             if isinstance(physical, int) and physical < self.memory.size:
                 self.memory.view[physical] = data[index]
-
-    def _linear(self, linear: int, length: int) -> bytes:
-        return super()._code(linear, length)
 
     def _dive(self) -> None:
         """Go on in the translation of where the guest is, if that is translated code."""
@@ -537,7 +533,7 @@ class BinaryTranslation(TrapMode):
         """Where the CPU is, inside the cache."""
         offset = self._offset()
         if self.cache.in_lookup(offset) >= 0:
-            offset = self._quads[_R9] - _LEA_SIZE - self._hole
+            offset = self._quads[_R9] - LEA_SIZE - self._hole
         return self.cache.point(offset)
 
     def can_interrupt(self) -> bool:
@@ -712,8 +708,7 @@ class BinaryTranslation(TrapMode):
             self._tell(TranslationEvent.CHAIN)
             self.cache.chain(unit, way, target)
         else:
-            if way.slow:
-                self.cache.remember(target)
+            self.cache.remember(target)
             if self.cache.hint(unit, way, target):
                 self._tell(TranslationEvent.HINT)
 
@@ -729,7 +724,7 @@ class BinaryTranslation(TrapMode):
         self._charge(len(instruction.code))
         self._site, self._resume = -1, None
         context = unit.translation.context
-        if site.slow and self.cache.prefer(context):
+        if self.cache.prefer(context):
             self._flush()
         self._connect(unit, site, context._replace(shadow=False))
         if self._is_due():

@@ -15,6 +15,7 @@ from typing import Final
 from hvemu.modes.translator import (
     HINTS,
     HLT,
+    WAY_SIZE,
     Callout,
     Context,
     Exit,
@@ -33,19 +34,19 @@ _CHAIN_ENTRY: Final = 8
 
 
 _LOOKUP: Final = (
-    bytes.fromhex("448b0424 450fb7d0 4f8d1412 49bb")
+    bytes.fromhex("450fb7d0 4f8d1412 49bb")
     + bytes(8)
-    + bytes.fromhex("4f8d1cd3 458b23 49f7d4 478d642001 4987cc e304 4987cc f4 4987cc 8d642404 41ff6b08")
+    + bytes.fromhex("4f8d1cd3 458b23 49f7d4 478d642001 4987cc e304 4987cc f4 4987cc 41ff6b08")
 )
-"""64-bit code that finds the unit for the address on top of the stack, and changes no flag:
+"""64-bit code that finds the unit for the address in R8D, and changes no flag:
 
-mov r8d,[rsp] / movzx r10d,r8w / lea r10,[r10+r10] / mov r11,table / lea r11,[r11+r10*8] / mov r12d,[r11] / not r12
-lea r12d,[r8+r12+1] / xchg rcx,r12 / jrcxz hit / xchg rcx,r12 / hlt / hit: xchg rcx,r12 / lea esp,[rsp+4]
+movzx r10d,r8w / lea r10,[r10+r10] / mov r11,table / lea r11,[r11+r10*8] / mov r12d,[r11] / not r12
+lea r12d,[r8+r12+1] / xchg rcx,r12 / jrcxz hit / xchg rcx,r12 / hlt / hit: xchg rcx,r12
 jmp far [r11+8]
 """
 _LOOKUP_TABLE: Final = _LOOKUP.index(b"\x49\xbb") + 2
-LOOKUP_MISS, LOOKUP_HIT, LOOKUP_LEAVING = (len(_LOOKUP) - size for size in (15, 11, 4))
-"""Where it takes ECX back after the comparison, in one case and the other; where the stack has moved already."""
+LOOKUP_MISS, LOOKUP_HIT = (len(_LOOKUP) - size for size in (11, 7))
+"""Where it takes ECX back after the comparison, in one case and the other."""
 LOOKUP_SIZE: Final = 64
 _ENTRY: Final = struct.Struct("<QII")
 """Guest EIP; EIP of its translation and CS."""
@@ -97,7 +98,7 @@ class TranslationCache:
         self._total = [0, 0]
 
     def use_lookup(self, tables: memoryview, linear: int, selector: int) -> None:
-        """Let returns find their units by tables of LOOKUP_TABLE_SIZE, one for each half, that lie at ``linear``.
+        """Let indirect transfers find their units by tables of LOOKUP_TABLE_SIZE, one for each half, at ``linear``.
 
         ``selector``: a 64-bit code segment, from which they can be reached.
         """
@@ -120,16 +121,16 @@ class TranslationCache:
 
     def _has_lookup(self, context: Context) -> bool:
         """The tables are for one code segment and one IOPL: those of the first unit, or of ``prefer``."""
-        if self._lookup is None or context.shadow:
+        if self._lookup is None or context.shadow or not context.flat_stack:
             return False
         if self._lookup_for is None:
             self._lookup_for = context.selector, context.base, context.iopl
         return self._lookup_for == (context.selector, context.base, context.iopl)
 
     def prefer(self, context: Context) -> bool:
-        """A return in this context has missed. Returns whether its code segment should have the lookup now, because
+        """A transfer in this context has missed. Returns whether its code segment should have the lookup now, because
         another one has it and this one misses it often; the caller flushes."""
-        if self._lookup is None or context.shadow or self._has_lookup(context):
+        if self._lookup is None or context.shadow or not context.flat_stack or self._has_lookup(context):
             return False
         self._strangers += 1
         if self._strangers < _OFTEN:
@@ -206,15 +207,15 @@ class TranslationCache:
         return unit
 
     def _call_lookup(self, translation: Translation, start: int, half: int) -> None:
-        """Where a return would call the hypervisor, let it look in the table first."""
+        """Where an indirect transfer would call the hypervisor, let it look in the table first."""
         for callout in translation.callouts.values():
             site = callout.indirect
-            if site is not None and site.slow:
-                landing = start + site.landing
-                way = b"\xea" + struct.pack("<IH", (self._hole + landing) & 0xFFFF_FFFF, self._lookup_selector | 1)
-                self._view[start + site.slow : start + site.slow + len(way)] = way
-                jump = self.enabled * half - (landing + 12)
-                self._view[landing : landing + 12] = b"\x4c\x8d\x0d" + bytes(4) + _JMP + struct.pack("<i", jump)
+            if site is not None:
+                approach, landing = (self._hole + start + site.approach) & 0xFFFF_FFFF, start + site.landing
+                far = b"\xea" + struct.pack("<IH", approach, self._lookup_selector | 1)
+                self._view[start + site.slow : start + site.slow + len(far)] = far
+                end = landing + WAY_SIZE
+                self._view[end - 4 : end] = struct.pack("<i", self.enabled * half - end)
 
     def _weigh(self, half: int, start: int, size: int, weights: list[tuple[int, int]]) -> None:
         table, at, total = self.weights, start, self._total[half]
@@ -269,8 +270,7 @@ class TranslationCache:
         self.points[slot] = unit, Point(value, interrupts=context.interrupts, shadow=False)
         self.callouts[slot] = unit, way
         self._patch(unit.start + hit, code + bytes([HLT]) + _FILLER * 4)
-        if site.miss_restores:
-            self._patch(unit.start + site.miss, b"\x8d\x89" + struct.pack("<I", value))
+        self._patch(unit.start + site.miss, b"\x8d\x89" + struct.pack("<I", value))
         compare = b"\x8d\x89" + struct.pack("<I", (before - value) & 0xFFFF_FFFF)
         self._patch(unit.start + entry, compare + b"\xe3" + bytes([hit - entry - _CHAIN_ENTRY]))
         self.chain(unit, way, target)

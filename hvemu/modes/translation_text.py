@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from hvemu.cpu.decoder import MAXIMUM_LENGTH, decode
-from hvemu.modes.translator import HINTS, UNIT_LENGTH, Exit, Indirect, Item, Translation, Treatment
+from hvemu.modes.translator import HINTS, UNIT_LENGTH, WAY_SIZE, Exit, Indirect, Item, Translation, Treatment
 
 WIDTH: Final = 100
 """Columns that no line exceeds."""
@@ -92,8 +92,9 @@ def translation_lines(translation: Translation, title: str = "unit", name: Name 
         words = f"{_place(context.base, way.target, name)}, {_state(*way.transition)}{when and ', '}{when}"
         lines.append(f"  {number}  {words}")
     for site in _sites(translation):
-        then = "a table, then the hypervisor" if site.slow else "the hypervisor"
-        lines.append(f"  indirect, from {_place(context.base, site.eip, name)}: {HINTS} hints, then {then}")
+        lines.append(
+            f"  indirect, from {_place(context.base, site.eip, name)}: {HINTS} hints, a table, then the hypervisor"
+        )
     if lines[-1] == "exits":
         lines[-1] = "exits: none but the callout" if last.treatment is Treatment.CALLOUT else "exits: none"
     return [*lines, totals_line(totals([translation]))]
@@ -166,11 +167,13 @@ def _row_as_dict(row: Emitted) -> dict[str, Any]:
 def _decoded(translation: Translation, start: int, end: int) -> list[Emitted]:
     """The emitted instructions between two offsets, each with the filler behind it."""
     code, notes, rows, at = bytes(translation.code), _notes(translation), [], start
+    sites = _sites(translation)
     while at < end:
-        found = decode(code[at : min(end, at + MAXIMUM_LENGTH)], 32, at)
+        bits = 64 if any(site.approach <= at < site.landing + WAY_SIZE for site in sites) else 32
+        found = decode(code[at : min(end, at + MAXIMUM_LENGTH)], bits, at)
         after = at + (len(found.code) if found else 1)
         inside = [note for place, note in notes.items() if at <= place < after]
-        while after < end and code[after] == _FILLER:
+        while after < end and code[after] == _FILLER and after not in notes:
             after += 1
         rows.append(Emitted(at, code[at:after], str(found) if found else "(data)", ", ".join(inside)))
         at = after
@@ -187,6 +190,7 @@ def _notes(translation: Translation) -> dict[int, str]:
         if way.branch >= 0:
             notes[way.branch] = f"or exit {number}"
     for site in _sites(translation):
+        notes[site.approach], notes[site.landing] = "64-bit code", "to the table"
         for number in range(HINTS):
             notes[site.chain + number * _CHAIN_ENTRY] = f"hint {number + 1}, unused"
     return notes

@@ -26,21 +26,40 @@ HLT: Final = 0xF4
 SLOT_SIZE: Final = 5
 _FILLER: Final = b"\xcc"
 _XCHG_ECX_STACK: Final = b"\x87\x0c\x24"
+_MOV_R8D_STACK: Final = b"\x44\x8b\x04\x24"
+_MOV_R8D_ECX: Final = b"\x41\x89\xc8"
+_MOV_ECX_STACK: Final = b"\x8b\x0c\x24"
+_LEA_ESP_MINUS_4: Final = b"\x8d\x64\x24\xfc"
 _CHAIN_ENTRY: Final = 8
 FAR_JUMP_SIZE: Final = 7
-LANDING_SIZE: Final = 12
-"""Room for the way to the lookup: LEA R9,[RIP] and JMP."""
+LEA_SIZE: Final = 7
+WAY_SIZE: Final = LEA_SIZE + 5
+"""The way to the lookup: LEA R9,[RIP] and JMP."""
+_LEA_R9_HERE: Final = b"\x4c\x8d\x0d" + bytes(4)
+_JMP: Final = b"\xe9"
 _TRAP_OR_IOPL: Final = 0x3100
 _IF: Final = 0x200
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _SEGMENT_PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65")
-_JCC: Final = {
-    name: number
-    for number, names in enumerate(
-        ("jo", "jno", "jb", "jae", "je", "jne", "jbe", "ja", "js", "jns", "jp", "jnp", "jl", "jge", "jle", "jg")
-    )
-    for name in (names,)
-}
+_CONDITIONS: Final = (
+    "jo",
+    "jno",
+    "jb",
+    "jae",
+    "je",
+    "jne",
+    "jbe",
+    "ja",
+    "js",
+    "jns",
+    "jp",
+    "jnp",
+    "jl",
+    "jge",
+    "jle",
+    "jg",
+)
+_JCC: Final = {name: number for number, name in enumerate(_CONDITIONS)}
 _LOOPS: Final = ("loop", "loope", "loopne", "jecxz", "jcxz")
 _ALWAYS_CALLOUT: Final = {
     "hlt": "stops the CPU", "clts": "writes CR0", "lmsw": "writes CR0", "lgdt": "loads GDTR", "lidt": "loads IDTR",
@@ -75,13 +94,17 @@ class Treatment(StrEnum):
 
 
 class Context(NamedTuple):
-    """What a unit is translated for: the virtual IF and IOPL, whether STI or MOV SS holds off interrupts, and CS."""
+    """What a unit is translated for: the virtual IF and IOPL, whether STI or MOV SS holds off interrupts, CS.
+
+    ``flat_stack``: the base of SS is zero, so that 64-bit code finds the stack.
+    """
 
     interrupts: bool
     shadow: bool
     iopl: int
     selector: int
     base: int
+    flat_stack: bool = True
 
 
 class Point(NamedTuple):
@@ -128,13 +151,14 @@ class Indirect:
     hits: list[int]
     hit: Callable[[int], bytes]
     miss: int
-    miss_restores: bool
     undo: str
     register: int
     eip: int
     length: int
-    slow: int = 0
-    """Where the lookup of the cache can be called in place of the hypervisor, or 0; ``landing`` is its first step."""
+    slow: int
+    """Where the hypervisor is asked, or a far jump leads to the 64-bit code at ``approach``: it takes the target to R8D
+    and does to the stack what the transfer does. At ``landing`` it goes on to the lookup of the cache."""
+    approach: int = 0
     landing: int = 0
     targets: list[int] = field(default_factory=list)
 
@@ -371,10 +395,7 @@ class _Translator:
         if operand.kind == "reg" and operand.size == 4 and operand.register != "esp":
             self._by_register(length, GPR_NAMES.index(operand.register), b"")
             return Treatment.INLINE, "looks its target up", True
-        self._begin(length)
-        self.unit.callouts[len(self._code)] = Callout("instruction", length)
-        self._emit(bytes([HLT]))
-        return Treatment.CALLOUT, "has no register to spare for the lookup", True
+        return (*self._callout(length, "has no register to spare for the lookup"), True)
 
     def _call(self, instruction: Detailed, length: int) -> tuple[Treatment, str, bool]:
         operand, after = instruction.operands[0], (self.eip + length) & 0xFFFF_FFFF
@@ -408,7 +429,8 @@ class _Translator:
         def hit(target: int) -> bytes:
             return b"\xb9" + struct.pack("<I", target) + _XCHG_ECX_STACK + leave
 
-        self._indirect(length, hit, _XCHG_ECX_STACK, "stack", 0, lookup=release == 4)
+        site = self._indirect(length, hit, _XCHG_ECX_STACK, "stack")
+        self._lookup(site, (_MOV_R8D_STACK, leave), "", -release)
         return Treatment.INLINE, "consumes the guest's return address, looks its target up", True
 
     def _by_register(self, length: int, register: int, push: bytes) -> None:
@@ -419,7 +441,13 @@ class _Translator:
         def hit(target: int) -> bytes:
             return b"\xb9" + struct.pack("<I", target) + exchange + push
 
-        self._indirect(length, hit, exchange, "register", register, plain=not exchange)
+        site = self._indirect(length, hit, exchange, "register", register, plain=not exchange)
+        take = bytes([0x41, 0x89, 0xC0 | register << 3])
+        if push:
+            # Below the stack pointer first, because that may fault; the prefix makes it wrap around as PUSH does
+            self._lookup(site, (take, b"\x67\xc7\x44\x24\xfc" + push[1:], _LEA_ESP_MINUS_4), "", 4)
+        else:
+            self._lookup(site, (take,), "", 0)
 
     def _call_memory(self, instruction: Detailed, length: int, after: int) -> None:
         self._begin(length)
@@ -429,7 +457,9 @@ class _Translator:
         def hit(_target: int) -> bytes:
             return b"\xb9" + struct.pack("<I", after) + _XCHG_ECX_STACK
 
-        self._indirect(length, hit, b"\x59", "pushed", 0, add_back=False)
+        site = self._indirect(length, hit, b"", "pushed")
+        store = b"\xc7\x04\x24" + struct.pack("<I", after)
+        self._lookup(site, (_MOV_R8D_ECX, _MOV_ECX_STACK, store), "pushed", 4)
 
     def _indirect(
         self,
@@ -437,36 +467,40 @@ class _Translator:
         hit: Callable[[int], bytes],
         restore: bytes,
         undo: str,
-        register: int,
+        register: int = 0,
         *,
         plain: bool = False,
-        add_back: bool = True,
-        lookup: bool = False,
-    ) -> None:
+    ) -> Indirect:
         """The hints, all unused; the miss; room for the hits. ECX holds the target."""
         unit, chain = self.unit, len(self._code)
-        size = len(hit(0)) + SLOT_SIZE
         miss = chain + HINTS * _CHAIN_ENTRY
-        tail = FAR_JUMP_SIZE + LANDING_SIZE if lookup else 1
-        miss_size = (6 if add_back else 0) + len(restore) + tail
         for number in range(HINTS):
             if number or not plain:
                 self._point(Point(self.eip, length, undo, 0, register))
             self._emit(b"\xeb" + bytes([miss - len(self._code) - 2]) + _FILLER * 6)
         self._point(Point(self.eip, length, undo, 0, register))
-        if add_back:
-            self._emit(b"\x8d\x89" + bytes(4))
-        self._emit(restore)
-        self._point(Point(self.eip, length))
-        hits = [miss + miss_size + number * size for number in range(HINTS)]
-        site = Indirect(chain, hits, hit, miss, add_back, undo, register, self.eip, length)
-        callout = Callout("indirect", length, charged=True, indirect=site)
-        unit.callouts[len(self._code)] = callout
-        if lookup:
-            site.slow, site.landing = len(self._code), len(self._code) + FAR_JUMP_SIZE
-            unit.points[site.landing] = Point(self.eip, length)
-            unit.callouts[site.landing] = callout
-        self._emit(bytes([HLT]) + _FILLER * (tail - 1 + size * HINTS))
+        self._emit(b"\x8d\x89" + bytes(4) + restore)
+        slow = len(self._code)
+        self._point(Point(self.eip, length, "" if restore or plain else undo))
+        self._emit(bytes([HLT]) + _FILLER * (FAR_JUMP_SIZE - 1))
+        size = len(hit(0)) + SLOT_SIZE
+        hits = [len(self._code) + number * size for number in range(HINTS)]
+        self._emit(_FILLER * size * HINTS)
+        site = Indirect(chain, hits, hit, miss, undo, register, self.eip, length, slow)
+        unit.callouts[slow] = Callout("indirect", length, charged=True, indirect=site)
+
+        return site
+
+    def _lookup(self, site: Indirect, steps: tuple[bytes, ...], undo: str, moved: int) -> None:
+        """The way to the lookup, in 64-bit code; ``moved``: what then has to be added to ESP to undo the transfer."""
+        site.approach = len(self._code)
+        for step in steps:
+            self._point(Point(self.eip, site.length, undo))
+            self._emit(step)
+        site.landing = len(self._code)
+        self._point(Point(self.eip, site.length, "moved", moved))
+        self.unit.callouts[site.landing] = self.unit.callouts[site.slow]
+        self._emit(_LEA_R9_HERE + _JMP + bytes(4))
 
     # ------------------------------------------------------------------ flags
 
