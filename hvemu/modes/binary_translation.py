@@ -19,7 +19,9 @@ from hvemu.cpu.sensitive import KernelInstructions
 from hvemu.cpu.state import CS, ECX, ESP, FLAG_RF, FLAG_TF, SS, Segment, VirtualCpu
 from hvemu.engine import layout
 from hvemu.memory.shadow import ShadowPolicy
-from hvemu.memory.walk import PTE_ACCESSED, PageFault, Path, walk
+from hvemu.memory.walk import PageFault, walk
+from hvemu.modes.adaptation import Adaptation
+from hvemu.modes.code_pages import CodePages
 from hvemu.modes.deprivileged import LOOKUP_BASE, LOOKUP_SELECTOR
 from hvemu.modes.direct_execution import DirectExecution
 from hvemu.modes.stretches import Services
@@ -47,10 +49,6 @@ _KEY: Final = 1
 _KEY_DENIES: Final = 0b11 << 2 * _KEY
 _TABLE_ENTRY: Final = 0x25 | _KEY << 59
 """Present, for all rings, accessed; neither writable nor, because of its key, readable."""
-_FAITH: Final = 4
-"""Traced stores after which an instruction is no longer innocent (Adams and Agesen, 3.3)."""
-_PATIENCE: Final = 4
-"""Times a page of code is given up because it is written often; then each of its writes is traced."""
 _DIRECT, _INDIRECT = range(len(DISPATCHES))
 _WORD_CS: Final = (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE) // 4
 _WORD_SS: Final = (layout.BYTE_SEGMENTS + 2 * layout.SEGMENT_STRIDE) // 4
@@ -92,16 +90,9 @@ class BinaryTranslation(TrapMode):
         self._inside = False  # whether EIP is an address of the cache
         self._site = -1  # offset in the cache that the mode last surfaced from, while the same exit is handled
         self._resume: tuple[Unit, int, int, Context] | None = None
-        self._pages: dict[int, int] = {}  # linear page of translated code -> guest frame
-        self._by_page: dict[int, list[Unit]] = {}
-        self._by_frame: dict[int, list[tuple[Unit, int, int]]] = {}
-        self._watched: set[int] = set()
-        self._given_up: dict[int, int] = {}
+        self._pages = CodePages(memory, self.paging, self._guest, self._remove)
+        self._adaptation = Adaptation()
         self._stops: set[int] = set()
-        self._suspects: dict[int, int] = {}
-        self._tracers: set[int] = set()
-        self._acquittals: dict[int, int] = {}
-        self._innocent: set[int] = set()
         self._values: dict[str, int] = {}
         self._seen = -1
         self.hands_over = self.wants_to_hand_over = False
@@ -110,7 +101,7 @@ class BinaryTranslation(TrapMode):
         """Told of every unit when it has been translated, if somebody wants to know."""
         guest = self._guest
         guest.protects_keys = True
-        guest.crossed, guest.remapped = self._crossed, self._check_pages
+        guest.crossed, guest.remapped = self._crossed, self._pages.check
         self._place_clock()
 
     def _instructions(self, services: Services) -> PrivilegedInstructions:
@@ -143,13 +134,9 @@ class BinaryTranslation(TrapMode):
     def enter(self, cpu: VirtualCpu) -> None:
         """Load the engine with the guest's state, one ring down; raises UserError for real mode."""
         self._inside = False
-        self._watched.clear()
-        self._given_up.clear()
-        self._tracers.clear()
-        self._innocent.clear()
-        self._acquittals.clear()
-        self._suspects.clear()
+        self._adaptation.reset()
         self._flush()
+        self._pages.reset()
         super().enter(cpu)
         self.vcpu.words[layout.WORD_PKRU] = _KEY_DENIES
         self.paging.place_hole(self._hole, self._tables)
@@ -338,7 +325,7 @@ class BinaryTranslation(TrapMode):
     # ------------------------------------------------------------------ translating
 
     def _translate(self, eip: int, context: Context) -> Unit:
-        stops, tracers = frozenset(self._stops), frozenset(self._tracers)
+        stops, tracers = frozenset(self._stops), frozenset(self._adaptation.tracers)
         translation = translate(self._fetch, eip, context, self._constant, stops=stops, tracers=tracers)
         try:
             unit = self.cache.add(translation)
@@ -346,30 +333,10 @@ class BinaryTranslation(TrapMode):
             self._flush()
             unit = self.cache.add(translation)
         self._tell(TranslationEvent.UNIT)
-        linear = unit.linear
-        length = translation.length
-        while length > 0:
-            part = min(length, PAGE_SIZE - linear % PAGE_SIZE)
-            self._note_page(unit, linear, part)
-            linear, length = (linear + part) & 0xFFFF_FFFF, length - part
+        self._pages.note(unit)
         if self.translated is not None:
             self.translated(unit)
         return unit
-
-    def _note_page(self, unit: Unit, linear: int, length: int) -> None:
-        """A part of a unit, within a page."""
-        page = linear & ~(PAGE_SIZE - 1)
-        physical = walk(self.memory, self._guest.paging(), linear, mark=False)
-        assert isinstance(physical, int)
-        frame, start = physical >> PAGE_SHIFT, physical % PAGE_SIZE
-        self._pages[page] = frame
-        self._by_page.setdefault(page, []).append(unit)
-        self._by_frame.setdefault(frame, []).append((unit, start, start + length))
-        if frame not in self._watched and physical < self.memory.size:
-            self._watched.add(frame)
-            self.paging.watch(frame, _CodeWatcher(self, frame))
-            if self._given_up.get(frame, 0) >= _PATIENCE:
-                self.paging.keep_watching(frame)
 
     def _fetch(self, linear: int, length: int) -> bytes:
         """Code bytes as the CPU fetches them, from the next page only if the instruction goes on there."""
@@ -410,36 +377,10 @@ class BinaryTranslation(TrapMode):
 
     # ------------------------------------------------------------------ forgetting
 
-    def written(self, frame: int, offset: int, length: int) -> None:
-        """Somebody stored into a frame that code was translated from; length 0: it is no longer watched."""
-        if not length:
-            self._watched.discard(frame)
-            self._given_up[frame] = self._given_up.get(frame, 0) + 1
-        left = []
-        for unit, start, end in self._by_frame.get(frame, ()):
-            if not length or (start < offset + length and offset < end):
-                self._remove(unit)
-            elif unit.valid:
-                left.append((unit, start, end))
-        self._by_frame[frame] = left
-
     def _remove(self, unit: Unit) -> None:
         if unit.valid:
             self._tell(TranslationEvent.REMOVAL)
             self.cache.remove(unit)
-
-    def _check_pages(self) -> None:
-        """The guest has changed its address space: forget code that is no longer where it was."""
-        memory, paging = self.memory, self._guest.paging()
-        for page, frame in list(self._pages.items()):
-            path: list[Path] = []
-            physical = walk(memory, paging, page, fetch=True, mark=False, path=path)
-            there = isinstance(physical, int) and physical >> PAGE_SHIFT == frame
-            if there and (not path or path[0].leaf & PTE_ACCESSED):
-                continue  # without the bit the CPU will set it when it next fetches there
-            for unit in self._by_page.pop(page):
-                self._remove(unit)
-            del self._pages[page]
 
     def _flush(self) -> None:
         """Forget all translations."""
@@ -448,8 +389,7 @@ class BinaryTranslation(TrapMode):
         self._resume = None
         self._seen = -1
         self._values.clear()
-        for table in (self._pages, self._by_page, self._by_frame):
-            table.clear()
+        self._pages.forget()
         self.vcpu.forget_code()
 
     def _move_hole(self) -> None:
@@ -626,14 +566,13 @@ class BinaryTranslation(TrapMode):
         if not isinstance(physical, int) or not self.paging.is_table(physical >> PAGE_SHIFT):
             return
         own = self.vcpu.linear_eip()
-        count = self._suspects[own] = self._suspects.get(own, 0) + 1
-        if count < _FAITH or own in self._innocent or own in self._tracers:
+        if not self._adaptation.suspect(own):
             return
         instruction = self._detailed()
         if instruction is None or instruction.mnemonic != "mov" or not self._is_identical(*self._unit_at(site)):
-            self._innocent.add(own)
+            self._adaptation.believe(own)
             return
-        self._tracers.add(own)
+        self._adaptation.tracers.add(own)
         self._tell(TranslationEvent.ADAPTATION)
         self.cache.trace(site, len(instruction.code))
 
@@ -759,12 +698,7 @@ class BinaryTranslation(TrapMode):
             DirectExecution._exception(self, Event(PAGE_FAULT, physical.error_code, address=physical.address))
         elif not self.paging.is_table(physical >> PAGE_SHIFT) or not self._privileged.store(instruction):
             # It stores to other pages as well: the CPU shall do that, and it is not suspected for ever
-            own = self.vcpu.linear_eip()
-            self._tracers.discard(own)
-            self._acquittals[own] = self._acquittals.get(own, 0) + 1
-            if self._acquittals[own] >= _PATIENCE:
-                self._innocent.add(own)
-            self._suspects.pop(own, None)
+            self._adaptation.acquit(self.vcpu.linear_eip())
             self._remove(unit)
         else:
             self._count(ExitKind.CALLOUT, "mov", self.vcpu.eip(), len(instruction.code))
@@ -784,21 +718,3 @@ class BinaryTranslation(TrapMode):
         if wanted != self._stops:
             self._stops = wanted
             self._flush()
-
-
-class _CodeWatcher:
-    """Tells the mode about stores into one frame."""
-
-    __slots__ = ("_frame", "_mode")
-
-    def __init__(self, mode: BinaryTranslation, frame: int) -> None:
-        self._mode, self._frame = mode, frame
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _CodeWatcher) and self._frame == other._frame
-
-    def __hash__(self) -> int:
-        return hash(self._frame)
-
-    def __call__(self, offset: int, length: int) -> None:
-        self._mode.written(self._frame, offset, length)
