@@ -127,7 +127,7 @@ def test_a_return_shows_its_hints_and_the_lookup(tmp_path: Path, capsys: Capture
     assert ["1", "2", "3", "4"] == [line.split("hint ")[1][0] for line in text.splitlines() if "unused" in line]
     assert "eb 1e 6*cc " in text
     assert "f4 74*cc           hlt ; callout: lookup" in text
-    assert "44 8b 04 24        mov r8d, dword [rsp] ; 64-bit" in text
+    assert "44 8b 04 24        mov r8d, dword [rsp] ;" in text
     assert 1 == text.count("  indirect, from 0x00100000: 4 hints, a table, then the hypervisor\n")
 
 
