@@ -1,9 +1,12 @@
 """``hvemu explain KIND``: everything that the ledger names, in words. A test keeps it complete."""
 
+from difflib import get_close_matches
+from enum import StrEnum
 from typing import NamedTuple
 
+from hvemu.cli.explained_hypercalls import HYPERCALLS
 from hvemu.vocabulary.errors import UserError
-from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, TranslationEvent
+from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, ParavirtualEvent, TranslationEvent
 from hvemu.vocabulary.paging import (
     ERROR_FETCH,
     ERROR_PRESENT,
@@ -12,6 +15,7 @@ from hvemu.vocabulary.paging import (
     ERROR_WRITE,
     error_words,
 )
+from hvemu.vocabulary.xen import Hypercall
 
 
 class Explanation(NamedTuple):
@@ -70,13 +74,14 @@ EXPLANATIONS: dict[str, Explanation] = {
     ExitKind.HLT: Explanation(
         "The guest has nothing to do until the next interrupt.",
         "HLT in the idle loop. With interrupts disabled it sleeps for ever and the run ends with status 68."
-        " In mode trap the instruction is counted as privileged, too.",
+        " In every mode it is counted here alone.",
         "hvemu/machine/machine.py lets virtual time skip to the next event.",
         "SDM vol. 2A, HLT",
     ),
     ExitKind.PRIVILEGED: Explanation(
         "The guest kernel, in ring 1, executed an instruction for ring 0: the CPU refused it, and it is emulated.",
-        "CLI, STI, HLT, MOV to CR3, LGDT, INVLPG, RDMSR, IRET to user code. The detail is the mnemonic.",
+        "CLI, STI, MOV to CR3, LGDT, INVLPG, RDMSR, IRET to user code. The detail is the mnemonic."
+        " In mode bt only what user code may cause: a far call through a gate.",
         "hvemu/modes/trap.py takes the fault, hvemu/cpu/privileged.py does the instruction on the virtual registers,"
         " hvemu/cpu/segment_loads.py what loads segments.",
         "SDM vol. 3A, 5.9; Popek and Goldberg, CACM 17(7), 1974",
@@ -109,7 +114,8 @@ EXPLANATIONS: dict[str, Explanation] = {
     ExitKind.TRACED_WRITE: Explanation(
         "A store to a page that the hypervisor watches, because what it keeps was derived from it."
         " The detail is the guest frame number.",
-        "The guest changing its page tables, its GDT or LDT, or data that lies beside them.",
+        "The guest changing its page tables, its GDT or LDT, or data that lies beside them; in mode bt also data beside"
+        " code that was translated. A page of code that is written too often is given up and translated again.",
         "hvemu/memory/shadow.py watches the frame; hvemu/cpu/privileged.py does the store, if it is a MOV;"
         " else hvemu/modes/trap.py opens the page for a single step.",
         "Adams and Agesen, ASPLOS 2006, 2.3",
@@ -213,8 +219,8 @@ EXPLANATIONS: dict[str, Explanation] = {
     ExitKind.CALLOUT: Explanation(
         "Translated kernel code called the hypervisor to do an instruction: in its place stands a HLT, which faults in"
         " ring 1. The detail is the instruction.",
-        "What has no short sequence of its own in the translation cache: loads of control registers, IRET, LGDT, HLT;"
-        " and stores that kept hitting page tables.",
+        "What has no short sequence of its own in the translation cache: JMP through memory, loads of control registers"
+        " and of SS, IRET, LGDT; and stores that kept hitting page tables, which are 'mov', too.",
         "hvemu/modes/translator.py decides, binary_translation.py answers, hvemu/cpu/sensitive.py executes.",
         _TRANSLATION,
     ),
@@ -224,6 +230,31 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Code that runs for the first time, and functions with more callers than a return has hints.",
         "hvemu/modes/binary_translation.py, which translates, chains and adds a hint.",
         _TRANSLATION,
+    ),
+    ExitKind.HYPERCALL: Explanation(
+        "A paravirtual kernel asked for something by INT 82h. The detail is the hypercall, by name.",
+        "A kernel ported to mode pv, in place of what would fault: page-table stores, CLI and STI, HLT, LGDT, IRET.",
+        "hvemu/modes/paravirtual.py takes it, hvemu/paravirtual/hypercalls.py has the table;"
+        " hvemu explain NAME tells what one does.",
+        "Barham et al., SOSP 2003; Xen's public headers",
+    ),
+    ParavirtualEvent.UPCALL: Explanation(
+        "The guest was called up because events wait for it, which it had not masked.",
+        "Its timer, its console, whatever is at the other end of an event channel.",
+        "hvemu/paravirtual/event_channels.py decides, hvemu/modes/paravirtual.py pushes the frame.",
+        "Barham et al. (2003), 3.2; event_channel.h",
+    ),
+    ParavirtualEvent.MULTICALL_ENTRY: Explanation(
+        "A hypercall that came with others in one transition.",
+        "A kernel that switches address space and stack together, or maps many pages.",
+        "hvemu/paravirtual/hypercalls.py.",
+        "xen.h, multicall_entry",
+    ),
+    ParavirtualEvent.TABLE_UPDATE: Explanation(
+        "A page-table entry was checked and written on the guest's behalf.",
+        "The kernel's own paging code: fork, page faults, exit. Many come in one hypercall.",
+        "hvemu/memory/direct.py counts references and types, so that no table can be written by the guest.",
+        "Barham et al. (2003), 3.3.3",
     ),
     TranslationEvent.UNIT: Explanation(
         "At most twelve instructions of the guest's kernel were translated into the cache.",
@@ -313,18 +344,39 @@ EXPLANATIONS: dict[str, Explanation] = {
 }
 
 
+_GROUPS: dict[type[StrEnum], str] = {
+    ExitKind: "exit",
+    AssistKind: "hardware assist (never an exit)",
+    PagingEvent: "paging event (neither exit nor assist)",
+    TranslationEvent: "translation event (neither exit nor assist)",
+    ParavirtualEvent: "paravirtual event (part of what exits were for)",
+}
+
+
 def main(arguments: list[str]) -> int:
-    """Print one explanation."""
+    """Print explanations."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: hvemu explain KIND\n\nkinds: {', '.join(EXPLANATIONS)}")
+        print(f"usage: hvemu explain KIND...\n\nkinds: {', '.join(EXPLANATIONS)}")
+        print(f"\nhypercalls: {', '.join(HYPERCALLS)}")
         return 0 if arguments else 2
-    kind = arguments[0]
-    if kind not in EXPLANATIONS:
-        raise UserError(f"There is no '{kind}' in the ledger", f"Kinds are: {', '.join(EXPLANATIONS)}.")
-    text = EXPLANATIONS[kind]
-    if kind in tuple(PagingEvent):
-        group = "paging event (neither exit nor assist)"
-    else:
-        group = "exit" if kind in tuple(ExitKind) else "hardware assist (never an exit)"
-    print(f"{kind}: {group}\n  what   {text.what}\n  who    {text.who}\n  where  {text.where}\n  read   {text.source}")
+    for kind in arguments:
+        if kind not in EXPLANATIONS and kind not in HYPERCALLS:
+            names = [*EXPLANATIONS, *HYPERCALLS]
+            near = get_close_matches(kind, names, 3)
+            known = f"Did you mean {' or '.join(near)}?" if near else f"Kinds are: {', '.join(names)}."
+            raise UserError(f"There is no '{kind}' in the ledger", known)
+    print("\n\n".join(_explained(kind) for kind in arguments))
     return 0
+
+
+def _explained(kind: str) -> str:
+    call = HYPERCALLS.get(kind)
+    if call is not None:
+        number = Hypercall[kind.upper()]
+        return (
+            f"{kind}: hypercall {number:d} of mode pv\n  what   {call.what}\n  with   {call.arguments}\n"
+            f"  where  hvemu/paravirtual/hypercalls.py\n  read   Xen's public/{call.header}"
+        )
+    text = EXPLANATIONS[kind]
+    group = next(name for kinds, name in _GROUPS.items() if kind in tuple(kinds))
+    return f"{kind}: {group}\n  what   {text.what}\n  who    {text.who}\n  where  {text.where}\n  read   {text.source}"

@@ -26,7 +26,7 @@ def ledger_lines(statistics: dict[str, Any]) -> list[str]:
             shown = between.join(f"{_words(kind, name)}: {times}" for name, times in ranked[:_TOP])
             more = f", and {len(ranked) - _TOP} more" if len(ranked) > _TOP else ""
             lines.append(f"  {kind:20} {count:>10}  {shown}{more}")
-    for group in ("paging", "translation"):
+    for group in ("paging", "translation", "paravirtual"):
         events: dict[str, int] = statistics[group]
         if events:
             lines.append(f"{group}:")

@@ -47,7 +47,7 @@ class Dispatcher:
             eip, position = self.where()
             outcome = handler(qualification)
             detail, size, value = qualification
-            if type(outcome) is Retire and kind in (ExitKind.IO_IN, ExitKind.MMIO_READ):
+            if type(outcome) is Retire and kind in (ExitKind.IO_IN, ExitKind.MMIO_READ, ExitKind.HYPERCALL):
                 value = outcome.value
             tracer.publish(Exited(position, kind, eip, detail, size, value))
             return outcome

@@ -5,10 +5,12 @@ Not provided: video modes, ELF section table, APM and VBE.
 """
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from hvemu.cpu.state import EAX, EBX, VirtualCpu
+from hvemu.loader import elf32
 from hvemu.loader.contract import BOOT_GDT_END, BootRequest, flat_protected_mode, memory_map
+from hvemu.loader.elf32 import HINT
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.vocabulary.errors import UserError
 from hvemu.vocabulary.machine_map import EBDA_BASE, HIGH_MEMORY
@@ -19,7 +21,6 @@ _SEARCH: Final = 8192
 _INFORMATION: Final = 0x9000
 _TEXT_END: Final = 0x9F000
 _FLAG_ADDRESSES: Final = 1 << 16
-_ELF_HINT: Final = "Build it as a 32-bit multiboot ELF."
 _RESERVED: Final = (
     (0, BOOT_GDT_END, "firmware"),
     (_INFORMATION, _TEXT_END, "the loader's"),
@@ -27,16 +28,6 @@ _RESERVED: Final = (
 )
 """Where no kernel may lie: from, to, and whose memory it is."""
 _ZEROS: Final = 1 << 20
-
-# ELF (System V ABI, chapter 4) and its 32-bit x86 supplement
-_ELF_HEADER: Final = struct.Struct("<16sHHIIIIIHHHHHH")
-_PROGRAM_HEADER: Final = struct.Struct("<IIIIIIII")
-_LOAD: Final = 1
-_EXECUTABLE: Final = 2
-_KINDS: Final = {1: "an object file", 3: "a shared object", 4: "a core dump"}
-_I386, _X86_64 = 3, 62
-_MACHINES: Final = {_I386: "x86", 8: "MIPS", 20: "PowerPC", 40: "ARM", 183: "AArch64", 243: "RISC-V"}
-_MOST_SEGMENTS: Final = 256
 
 
 def find_header(image: bytes) -> int | None:
@@ -53,10 +44,10 @@ def load(memory: GuestPhysicalMemory, request: BootRequest) -> VirtualCpu:
     image = request.image
     header = find_header(image)
     if header is None:
-        raise UserError(f"{request.image_name} has no multiboot header", _ELF_HINT)
+        raise UserError(f"{request.image_name} has no multiboot header", HINT)
     flags = struct.unpack_from("<I", image, header + 4)[0]
     if flags & 0xFFFF & ~0x7:
-        raise UserError(f"{request.image_name} demands multiboot features {flags & 0xFFFF:#x}", _ELF_HINT)
+        raise UserError(f"{request.image_name} demands multiboot features {flags & 0xFFFF:#x}", HINT)
     if flags & _FLAG_ADDRESSES:
         entry, end = _load_by_addresses(memory, image, header, request.image_name)
     else:
@@ -82,27 +73,25 @@ def place(memory: GuestPhysicalMemory, address: int, data: bytes, zeros: int, na
 
 def _load_by_addresses(memory: GuestPhysicalMemory, image: bytes, header: int, name: str) -> tuple[int, int]:
     if header + 32 > len(image):
-        raise UserError(f"{name} ends inside its multiboot header", _ELF_HINT)
+        raise UserError(f"{name} ends inside its multiboot header", HINT)
     header_address, load, load_end, bss_end, entry = struct.unpack_from("<IIIII", image, header + 12)
     start = header - (header_address - load)
     length = (load_end - load) if load_end else len(image) - start
     if load > header_address or start < 0 or length < 0 or start + length > len(image):
-        raise UserError(f"{name} has inconsistent multiboot addresses", _ELF_HINT)
+        raise UserError(f"{name} has inconsistent multiboot addresses", HINT)
     zeros = max(0, bss_end - (load + length)) if bss_end else 0
     place(memory, load, image[start : start + length], zeros, name)
     return entry, load + length + zeros
 
 
 def _load_elf(memory: GuestPhysicalMemory, image: bytes, name: str) -> tuple[int, int]:
-    segments, entry = read_elf(image, name)
+    segments, entry = elf32.load_segments(image, name)
     if sum(segment.memory_size for segment in segments) > memory.size:
         raise UserError(f"{name} has more to load than fits", f"Start with more than --memory {memory.size >> 20}M.")
     end = HIGH_MEMORY
     entry_physical = None
     for segment in segments:
-        if segment.memory_size < segment.file_size or segment.offset + segment.file_size > len(image):
-            raise UserError(f"{name} is truncated or has absurd segments", _ELF_HINT)
-        data = image[segment.offset : segment.offset + segment.file_size]
+        data = elf32.content(segment, image, name)
         place(memory, segment.physical, data, segment.memory_size - segment.file_size, name)
         end = max(end, segment.physical + segment.memory_size)
         if segment.virtual <= entry < segment.virtual + segment.memory_size:
@@ -110,47 +99,6 @@ def _load_elf(memory: GuestPhysicalMemory, image: bytes, name: str) -> tuple[int
     # A kernel linked high states a virtual entry; GRUB enters at the physical one (xv6 states it directly).
     inside = any(segment.physical <= entry < segment.physical + segment.memory_size for segment in segments)
     return entry if inside or entry_physical is None else entry_physical, end
-
-
-class ProgramHeader(NamedTuple):
-    """A row of the program header table of an ELF32 file, in its order."""
-
-    kind: int
-    offset: int
-    virtual: int
-    physical: int
-    file_size: int
-    memory_size: int
-    flags: int
-    alignment: int
-
-
-def read_elf(image: bytes, name: str) -> tuple[list[ProgramHeader], int]:
-    """What an ELF32 x86 executable wants loaded, and its entry; raises UserError.
-
-    Looks at nothing but the two headers: a general reader also follows sections and can be kept busy for minutes.
-    """
-    if image[:4] != b"\x7fELF" or len(image) < _ELF_HEADER.size:
-        raise UserError(f"{name} is not a readable ELF file", _ELF_HINT)
-    bits, order = image[4], image[5]
-    machine = int.from_bytes(image[18:20], "big" if order == 2 else "little")
-    if machine == _X86_64 or (machine == _I386 and bits == 2):
-        raise UserError(f"{name} is a 64-bit ELF image", "hvemu boots 32-bit kernels so far; give it one.")
-    if machine != _I386 or bits != 1 or order != 1:
-        what = _MACHINES.get(machine, f"machine {machine}")
-        raise UserError(f"{name} is not a 32-bit x86 executable but for {what}", _ELF_HINT)
-    _, kind, _, _, entry, table, _, _, _, row_size, rows, *_ = _ELF_HEADER.unpack_from(image)
-    if kind != _EXECUTABLE:
-        raise UserError(f"{name} is not an executable ELF file but {_KINDS.get(kind, f'of type {kind}')}", _ELF_HINT)
-    if rows > _MOST_SEGMENTS:
-        raise UserError(f"{name} claims {rows} segments", _ELF_HINT)
-    if rows and (row_size != _PROGRAM_HEADER.size or table + rows * row_size > len(image)):
-        raise UserError(f"{name} is truncated or has an absurd program header table", _ELF_HINT)
-    headers = [ProgramHeader(*_PROGRAM_HEADER.unpack_from(image, table + row * row_size)) for row in range(rows)]
-    segments = [header for header in headers if header.kind == _LOAD and header.memory_size]
-    if not segments:
-        raise UserError(f"{name} has nothing to load", _ELF_HINT)
-    return segments, entry
 
 
 def _information(memory: GuestPhysicalMemory, request: BootRequest, end: int) -> int:

@@ -1,10 +1,10 @@
-"""Which loader an image wants, by looking at it."""
+"""Which loader an image wants, by looking at it. A paravirtual kernel, "xen", is laid out by a domain builder."""
 
 from collections.abc import Callable
 from typing import Final
 
 from hvemu.cpu.state import VirtualCpu
-from hvemu.loader import boot_sector, bzimage, flat, multiboot
+from hvemu.loader import boot_sector, bzimage, elf32, flat, multiboot, xen_guest
 from hvemu.loader.contract import BootRequest
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.vocabulary.errors import UserError
@@ -38,8 +38,10 @@ def detect(image: bytes, name: str) -> str:
         return "bzimage"
     if multiboot.find_header(image) is not None:
         return "multiboot"
+    if image[:4] == b"\x7fELF" and xen_guest.read_notes(image, name) is not None:
+        return "xen"
     if image[:4] == b"\x7fELF":
-        multiboot.read_elf(image, name)  # says what is wrong with it, if anything is
+        elf32.load_segments(image, name)  # says what is wrong with it, if anything is
         raise UserError(
             f"{name} is an ELF file without a multiboot header",
             "Add one in its first 8 KiB, and check that the file is whole.",

@@ -1,6 +1,6 @@
 """Names of places in an ELF32 kernel, for people; System V ABI, chapter 4, "Symbol Table".
 
-Like ``multiboot.read_elf`` it looks at no more than it needs, and believes nothing. An image without symbols, or with
+Like ``elf32.load_segments`` it looks at no more than it needs, and believes nothing. An image without symbols, or with
 absurd ones, has no names.
 """
 
@@ -8,7 +8,7 @@ import struct
 from bisect import bisect_right
 from typing import Final, NamedTuple
 
-from hvemu.loader.multiboot import ProgramHeader, read_elf
+from hvemu.loader.elf32 import ProgramHeader, load_segments
 from hvemu.vocabulary.errors import UserError
 
 _SECTION: Final = struct.Struct("<IIIIIIIIII")
@@ -59,7 +59,7 @@ class Symbols:
 def read_symbols(image: bytes) -> Symbols:
     """The symbols of an image; none if it is no ELF32 executable, is stripped or is damaged."""
     try:
-        segments, _ = read_elf(image, "the image")
+        segments, _ = load_segments(image, "the image")
         return Symbols(_read(image, segments))
     except (UserError, struct.error):
         return Symbols([])

@@ -101,6 +101,11 @@ class Board:
         )
         system_control_a = SystemControlPortA(on_reset=self.request_reset, a20=lambda enabled: None)
 
+        self.acknowledge: Callable[[], int] = self.lapic.acknowledge
+        """Answers the CPU that takes an interrupt: the vector."""
+        self.console_input: Callable[[bytes], object] = self.serial.receive
+        """Where what is typed at the machine's console goes."""
+
         self._windows: list[tuple[Bus, int, int, Device]] = [
             (ports, at.PIC_MASTER, 2, self.pic.master),
             (ports, at.PIC_SLAVE, 2, self.pic.slave),
@@ -129,6 +134,12 @@ class Board:
             bus.claim(base, length, device)
         self._configuration = configuration
         self.power_on()
+
+    def use_events(self, console_input: Callable[[bytes], object]) -> None:
+        """The CPU's pin and the console are those of a paravirtual guest, which knows nothing of the chips."""
+        self.interrupt = InterruptPin()
+        self.acknowledge = lambda: 0
+        self.console_input = console_input
 
     def _line(self, number: int) -> FanOut:
         """One ISA interrupt line; the timer's is on pin 2 of the I/O APIC."""

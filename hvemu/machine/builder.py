@@ -7,6 +7,7 @@ from typing import Final
 
 from hvemu.cpu.cpuid import CpuId
 from hvemu.cpu.msr import ModelSpecificRegisters
+from hvemu.cpu.state import VirtualCpu
 from hvemu.devices.bus import Bus
 from hvemu.devices.contract import DeviceEvent
 from hvemu.dispatch.dispatcher import Dispatcher
@@ -26,12 +27,15 @@ from hvemu.modes.binary_translation import BinaryTranslation
 from hvemu.modes.direct_execution import DirectExecution
 from hvemu.modes.handing_over import HandingOver
 from hvemu.modes.native import NativeMode
+from hvemu.modes.paravirtual import ParavirtualMode
 from hvemu.modes.stretches import Services
 from hvemu.modes.trap import TrapMode
+from hvemu.paravirtual.domain import DomainServices
 from hvemu.trace.events import DeviceSpoke, Exited
 from hvemu.trace.ledger import Ledger
 from hvemu.trace.tracer import Tracer
-from hvemu.vocabulary.errors import ExitStatus
+from hvemu.vocabulary.addresses import PAGE_SHIFT
+from hvemu.vocabulary.errors import ExitStatus, UserError
 from hvemu.vocabulary.exits import ExitKind, Io, Mmio
 from hvemu.vocabulary.outcomes import POWERED_OFF, RETIRED, Outcome, Retire, Stop
 
@@ -61,6 +65,7 @@ _TECHNIQUES: Final[dict[str, Callable[[Services, MachineConfiguration], DirectEx
     "trap": _trap,
     "bt": _bt,
 }
+"""Those for guests that take the machine for a PC."""
 
 
 def read_images(configuration: MachineConfiguration) -> tuple[BootRequest, str]:
@@ -88,11 +93,16 @@ def build(
 ) -> Machine:
     """A machine at its first instruction. Raises UserError when the image or the configuration is impossible."""
     request, loader = read_images(configuration)
+    if (loader == "xen") != (configuration.mode == "pv"):
+        if loader == "xen":
+            raise UserError(f"{request.image_name} is a paravirtual kernel", "Use --mode pv.")
+        raise UserError(f"{request.image_name} is not a paravirtual kernel", "Use --mode native, trap or bt.")
     tracer = tracer or Tracer()
     ledger = Ledger()
 
-    # The physical machine: memory and CPU
-    memory = GuestPhysicalMemory(MachineMemory(VMM_MEMORY + configuration.memory), VMM_MEMORY)
+    # The physical machine: memory and CPU. A paravirtual guest knows machine addresses, all others their own.
+    paravirtual = configuration.mode == "pv"
+    memory = GuestPhysicalMemory(MachineMemory(VMM_MEMORY + configuration.memory), 0 if paravirtual else VMM_MEMORY)
     vcpu = Vcpu(configuration.cpu)
     cpuid = CpuId(read_cpuid_leaves(vcpu), without=frozenset(configuration.cpu_without))
     clock = HostClock() if configuration.clock == "host" else VirtualClock()
@@ -164,24 +174,41 @@ def build(
     dispatcher.register(ExitKind.IO_OUT, port_out)
     dispatcher.register(ExitKind.MMIO_READ, mmio_read)
     dispatcher.register(ExitKind.MMIO_WRITE, mmio_write)
+    if paravirtual:
+        dispatcher.register(
+            ExitKind.HYPERCALL, lambda call: Retire(domain_mode.domain.hypercalls.call(call.number, call.arguments))
+        )
 
     # The technique
-    mode = _TECHNIQUES[configuration.mode](
-        Services(
-            vcpu,
-            memory,
-            dispatcher,
-            ledger,
-            tracer,
-            cpuid,
-            msrs,
-            board.interrupt,
-            count_instructions=configuration.count_instructions,
-            tsc_scale=NANOSECONDS_PER_BYTE,
-            host_time=clock.host_position if isinstance(clock, HostClock) else None,
-        ),
-        configuration,
+    if paravirtual:
+        board.use_events(lambda data: domain_mode.domain.receive(data))
+    services = Services(
+        vcpu,
+        memory,
+        dispatcher,
+        ledger,
+        tracer,
+        cpuid,
+        msrs,
+        board.interrupt,
+        count_instructions=configuration.count_instructions,
+        tsc_scale=NANOSECONDS_PER_BYTE,
+        host_time=clock.host_position if isinstance(clock, HostClock) else None,
     )
+    mode: DirectExecution | HandingOver
+    if paravirtual:
+        frames = range(VMM_MEMORY >> PAGE_SHIFT, memory.size >> PAGE_SHIFT)
+        host = DomainServices(
+            clock,
+            backends.serial,
+            backends.debug_console,
+            configuration.rtc,
+            power_off=lambda: mode.stop_soon(POWERED_OFF),
+            reboot=board.request_reset,
+        )
+        mode = domain_mode = ParavirtualMode(services, host, frames)
+    else:
+        mode = _TECHNIQUES[configuration.mode](services, configuration)
     clock.position = mode.position
     clock.shorten = mode.shorten
     board.interrupt.attend = mode.attend
@@ -189,11 +216,18 @@ def build(
     disk = bytearray(request.image) if loader == "disk" else None
     bios = Bios(memory, vcpu, ports.read, ports.write, disk)
 
-    def power_on() -> None:
+    def boot_pc() -> VirtualCpu:
         memory.clear()
         firmware.install(memory)
+        return select.LOADERS[loader](memory, request)
+
+    def boot_domain() -> VirtualCpu:
+        memory.machine.clear(VMM_MEMORY, configuration.memory)
+        return domain_mode.build(request)
+
+    def power_on() -> None:
         board.power_on()
-        cpu = select.LOADERS[loader](memory, request)
+        cpu = boot_domain() if paravirtual else boot_pc()
         cpu.msrs = msrs.reset_values()
         mode.enter(cpu)
 

@@ -17,14 +17,14 @@ MAXIMUM_MEMORY: Final = 3 << 30
 DEFAULT_RTC: Final = 946_684_800
 """2000-01-01 00:00:00 UTC, so that a run without ``--rtc`` is the same every day."""
 _DEFAULT_LOAD_ADDRESS: Final = 0x10_0000
-MODES: Final = ("native", "trap", "bt")
+MODES: Final = ("native", "trap", "bt", "pv")
 SHADOWS: Final = ("cached", "flush", "trace", "simple")
 """Variants of shadow paging: with all refinements, flushed on every CR3 load, tracing every write, or both."""
 CPU_MODELS: Final = (
     "conroe", "penryn", "nehalem", "westmere", "sandybridge", "core2duo", "pentium3",
     "opteron-g1", "opteron-g2", "opteron-g3", "phenom", "epyc", "qemu32",
 )  # fmt: skip
-LOADERS: Final = ("auto", "multiboot", "bzimage", "disk", "flat")
+LOADERS: Final = ("auto", "multiboot", "bzimage", "disk", "flat", "xen")
 _LONGEST_FILE: Final = 1 << 20
 
 
@@ -70,8 +70,9 @@ class MachineConfiguration:
             raise UserError(f"The identifier '{self.identifier}' is not a UUID", "Leave it out to get one.") from None
         _choice("mode", self.mode, MODES)
         _choice("shadow variant", self.shadow, SHADOWS)
-        if self.shadow != SHADOWS[0] and self.mode == "native":
-            raise UserError("Mode native has no shadow page tables", f"Use --shadow {self.shadow} with --mode trap.")
+        if self.shadow != SHADOWS[0] and self.mode in ("native", "pv"):
+            hint = f"Use --shadow {self.shadow} with --mode trap or --mode bt."
+            raise UserError(f"Mode {self.mode} has no shadow page tables", hint)
         if self.audit and self.mode != "trap":
             raise UserError(f"In mode {self.mode} no sensitive instruction can lie", "Use --audit with --mode trap.")
         _choice("cpu", self.cpu, CPU_MODELS)

@@ -82,7 +82,7 @@ class Machine:
                     self.stop = mode.deliver_nmi()
                 elif interrupt.level and mode.can_interrupt():
                     self._idle_since = mode.position()
-                    self.stop = mode.deliver_interrupt(self.board.lapic.acknowledge())
+                    self.stop = mode.deliver_interrupt(self.board.acknowledge())
                 elif mode.halted:
                     self._sleep(until)
                 else:
@@ -200,7 +200,7 @@ class Machine:
         """Bytes arrive at COM1."""
         if self.tracer.active:
             self.tracer.publish(InputArrived(self.mode.position(), "serial", data.decode("latin-1")))
-        self.board.serial.receive(data)
+        self.board.console_input(data)
 
     def press_power_button(self) -> None:
         """What a finger on the front panel does: an ACPI event that the guest may obey."""

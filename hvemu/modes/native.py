@@ -16,7 +16,7 @@ from hvemu.engine import layout
 from hvemu.modes.delivery_plans import DeliveryPlans
 from hvemu.modes.direct_execution import DirectExecution
 from hvemu.modes.stretches import Services
-from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
+from hvemu.modes.written_frames import WrittenFrames
 from hvemu.vocabulary.exits import AssistKind
 from hvemu.vocabulary.paging import CR0_CD, CR0_NW, CR0_PE, CR0_PG, EFER_NXE
 
@@ -36,7 +36,7 @@ class NativeMode(DirectExecution):
         self._plans = DeliveryPlans(vcpu, memory)
         self._privileged = PrivilegedInstructions(vcpu, memory, services.msrs, self._debug)
         self._privileged.debug_changed = lambda: self._hook_addresses(self._debug.execution_breakpoints())
-        self._baseline: bytes | None = None
+        self._written = WrittenFrames(memory.view)
         self.watches_protection = False
         """Whether ``run`` returns after an instruction that changes CR0.PE."""
         self.connect()
@@ -105,17 +105,7 @@ class NativeMode(DirectExecution):
 
     def dirty_pages(self) -> set[int]:
         """Frames that differ from the copy kept at the last call; there is no technique to ask."""
-        size, view = self.memory.size, self.memory.view
-        before, self._baseline = self._baseline, bytes(view)
-        frames = range(size >> PAGE_SHIFT)
-        if before is None:
-            return set(frames)
-        now = self._baseline
-        return {
-            frame
-            for frame in frames
-            if now[frame * PAGE_SIZE : (frame + 1) * PAGE_SIZE] != before[frame * PAGE_SIZE : (frame + 1) * PAGE_SIZE]
-        }
+        return self._written.since_last_time()
 
     def _msr_changed(self, index: int, value: int) -> None:
         if index == EFER:

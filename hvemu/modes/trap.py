@@ -34,7 +34,7 @@ from hvemu.memory.shadow import MMIO_WINDOW, ShadowPaging, ShadowPolicy, Traced
 from hvemu.memory.walk import walk
 from hvemu.modes.audit import Audit
 from hvemu.modes.deprivileged import DeprivilegedCpu, HypervisorPages
-from hvemu.modes.direct_execution import DirectExecution
+from hvemu.modes.reflection import Reflection
 from hvemu.modes.stretches import Services
 from hvemu.trace.events import Exited, Warned
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE, Position
@@ -48,11 +48,10 @@ _FLOATING_POINT: Final = 16
 _EMULATED: Final = frozenset({GENERAL_PROTECTION, NOT_PRESENT, STACK_FAULT})
 
 
-class TrapMode(DirectExecution):
+class TrapMode(Reflection):
     """The guest kernel deprivileged to ring 1."""
 
     name = "trap"
-    _engine_holds_if = False
     _suspicious = re.compile(rb"\x0f\xc7")
     _reserved_frames = 0
     """Machine frames below the guest's that are not for page tables."""
@@ -77,7 +76,6 @@ class TrapMode(DirectExecution):
         self._read_at = (-1, 0)  # position and EIP of the instruction that read MMIO last
         self._reads: list[tuple[int, int, int]] = []  # what it read: address, size, value
         self._replay: list[tuple[int, int, int]] = []
-        self._exits = {kind.value: ledger.counter(kind) for kind in ExitKind}
         self.audit = Audit(self._guest, vcpu, memory) if audit else None
         if audit:
             self._suspicious = re.compile(b"")
@@ -171,22 +169,6 @@ class TrapMode(DirectExecution):
             self._guest.set_efer(value)
 
     # ------------------------------------------------------------------ exits
-
-    def _exit(self, kind: ExitKind, detail: int) -> None:
-        self._exits[kind._value_][detail] += 1  # hashing an Enum is slow
-        if self._tracer.active:
-            self._tracer.publish(Exited(self.position(), kind, self.vcpu.eip(), detail, 0, 0))
-
-    def _record(self, kind: AssistKind, event: Event) -> None:
-        """What the physical CPU would bring to the hypervisor, which reflects it to the guest, is an exit."""
-        if kind is AssistKind.SOFTWARE_INTERRUPT:
-            self._exit(ExitKind.REFLECTED_INTERRUPT, event.vector)
-        elif event.vector == PAGE_FAULT and kind is AssistKind.EXCEPTION:
-            self._exit(ExitKind.TRUE_FAULT, event.error_code or 0)
-        elif kind is AssistKind.EXCEPTION:
-            self._exit(ExitKind.REFLECTED_EXCEPTION, event.vector)
-        else:
-            super()._record(kind, event)
 
     def _deliver_event(self, event: Event) -> TripleFault | Unsupported | Escalated | None:
         try:

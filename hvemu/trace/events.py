@@ -25,6 +25,14 @@ class Exited(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Batched(Event):
+    """One call within a multicall. ``result`` is what its entry is told, negative for an error."""
+
+    call: str
+    result: int
+
+
+@dataclass(frozen=True, slots=True)
 class Assisted(Event):
     """hvemu acted in place of the CPU."""
 

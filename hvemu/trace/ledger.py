@@ -6,10 +6,20 @@
 from collections import defaultdict
 from typing import Any
 
-from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, TranslationEvent, detail_name
+from hvemu.vocabulary.exits import (
+    AssistKind,
+    ExitKind,
+    PagingEvent,
+    ParavirtualEvent,
+    TranslationEvent,
+    detail_name,
+)
 
 Counter = defaultdict[int, int]
-Kind = ExitKind | AssistKind | PagingEvent | TranslationEvent
+Kind = ExitKind | AssistKind | PagingEvent | TranslationEvent | ParavirtualEvent
+
+
+_GROUPS = {"paging": PagingEvent, "translation": TranslationEvent, "paravirtual": ParavirtualEvent}
 
 
 class Ledger:
@@ -27,7 +37,7 @@ class Ledger:
         return sum(self._counters.get(kind, {}).values())
 
     def as_dict(self) -> dict[str, Any]:
-        """``exits``, ``assists``, both by detail, ``paging`` and ``translation``; without what never happened."""
+        """``exits``, ``assists``, both by detail, and the groups of events; without what never happened."""
         result: dict[str, Any] = {
             "exits": {},
             "exits_by_detail": {},
@@ -35,14 +45,16 @@ class Ledger:
             "assists_by_detail": {},
             "paging": {},
             "translation": {},
+            "paravirtual": {},
         }
         for kind, counts in self._counters.items():
             if not counts:
                 continue
-            if isinstance(kind, (PagingEvent, TranslationEvent)):
-                group = "paging" if isinstance(kind, PagingEvent) else "translation"
-                result[group][kind.value] = sum(counts.values())
+            own = next((name for name, kinds in _GROUPS.items() if isinstance(kind, kinds)), None)
+            if own is not None:
+                result[own][kind.value] = sum(counts.values())
                 continue
+            assert isinstance(kind, (ExitKind, AssistKind))
             group = "exits" if isinstance(kind, ExitKind) else "assists"
             result[group][kind.value] = sum(counts.values())
             result[f"{group}_by_detail"][kind.value] = {

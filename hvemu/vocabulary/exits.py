@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from hvemu.vocabulary.addresses import Position
+from hvemu.vocabulary.xen import hypercall_name
 
 
 class ExitKind(StrEnum):
@@ -28,6 +29,7 @@ class ExitKind(StrEnum):
     TRUE_FAULT = "true_fault"
     HIDDEN_FAULT = "hidden_fault"
     TRACED_WRITE = "traced_write"
+    HYPERCALL = "hypercall"
     TRIPLE_FAULT = "triple_fault"
     ENGINE_ERROR = "engine_error"
 
@@ -75,6 +77,14 @@ class TranslationEvent(StrEnum):
     DIRECT = "translation_handed_over"
 
 
+class ParavirtualEvent(StrEnum):
+    """What the hypervisor did for a paravirtual guest, by the piece: what its hypercalls and events were about."""
+
+    UPCALL = "event_upcall"
+    MULTICALL_ENTRY = "multicall_entry"
+    TABLE_UPDATE = "page_table_update"
+
+
 class Io(NamedTuple):
     """Qualification of IO_IN and IO_OUT. ``size`` in bytes (1, 2, 4); ``value`` is 0 for reads."""
 
@@ -91,7 +101,15 @@ class Mmio(NamedTuple):
     value: int = 0
 
 
-Qualification = Io | Mmio
+class Call(NamedTuple):
+    """Qualification of HYPERCALL. ``requests``: how many things it asks for; ``arguments``: EBX, ECX, EDX, ESI, EDI."""
+
+    number: int
+    requests: int
+    arguments: tuple[int, int, int, int, int]
+
+
+Qualification = Io | Mmio | Call
 
 
 class Exit(NamedTuple):
@@ -127,12 +145,14 @@ _BY_VECTOR = frozenset(
 )
 
 
-def detail_name(kind: ExitKind | AssistKind, detail: int) -> str:
-    """A detail as the ledger shows it: a mnemonic, a vector in decimal, or a port or address in hexadecimal."""
+def detail_name(kind: ExitKind | AssistKind | ParavirtualEvent, detail: int) -> str:
+    """A detail as the ledger shows it: a mnemonic, a hypercall, a vector in decimal, or a number in hexadecimal."""
     if kind in (ExitKind.PRIVILEGED, ExitKind.CALLOUT):
         return MNEMONICS[detail]
     if kind is ExitKind.DISPATCH:
         return DISPATCHES[detail]
+    if kind in (ExitKind.HYPERCALL, ParavirtualEvent.MULTICALL_ENTRY):
+        return hypercall_name(detail)
     return str(detail) if kind in _BY_VECTOR else f"{detail:#x}"
 
 

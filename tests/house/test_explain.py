@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from hvemu.cli.explain import EXPLANATIONS
-from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, TranslationEvent
+from hvemu.cli.explained_hypercalls import HYPERCALLS
+from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, ParavirtualEvent, TranslationEvent
+from hvemu.vocabulary.xen import Hypercall
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_kind_of_the_ledger_is_explained():
     """Nothing is missing and nothing is left over."""
-    assert {*ExitKind, *AssistKind, *PagingEvent, *TranslationEvent} == set(EXPLANATIONS)
+    assert {*ExitKind, *AssistKind, *PagingEvent, *TranslationEvent, *ParavirtualEvent} == set(EXPLANATIONS)
 
 
 @pytest.mark.parametrize("kind", EXPLANATIONS)
@@ -21,3 +23,9 @@ def test_the_files_named_exist(kind):
     """Where it is handled can be opened."""
     for name in re.findall(r"(?:hvemu|docs)/[\w/]+\.\w+", EXPLANATIONS[kind].where + EXPLANATIONS[kind].source):
         assert (ROOT / name).is_file(), name
+
+
+def test_every_hypercall_is_explained():
+    """By its own name, and the ledger's kinds are none of these names."""
+    assert {call.name.lower() for call in Hypercall} == set(HYPERCALLS)
+    assert not set(HYPERCALLS) & set(EXPLANATIONS)

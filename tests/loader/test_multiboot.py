@@ -10,7 +10,8 @@ import pytest
 from hvemu.cpu.state import CS, DS, EAX, EBX, ES, FS, GS, SS, VirtualCpu, segment_from_descriptor
 from hvemu.loader import firmware
 from hvemu.loader.contract import memory_map
-from hvemu.loader.multiboot import find_header, read_elf
+from hvemu.loader.elf32 import load_segments
+from hvemu.loader.multiboot import find_header
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.vocabulary.errors import UserError
 from hvemu.vocabulary.machine_map import EBDA_BASE, HIGH_MEMORY
@@ -235,7 +236,7 @@ def test_every_guest_reads_as_elf(path: Path) -> None:
     """The reader agrees with the library on segments and entry."""
     from elftools.elf.elffile import ELFFile
 
-    segments, entry = read_elf(path.read_bytes(), path.name)
+    segments, entry = load_segments(path.read_bytes(), path.name)
     with path.open("rb") as file:
         elf_file = ELFFile(file)
         rows = [row.header for row in elf_file.iter_segments() if row.header["p_type"] == "PT_LOAD"]

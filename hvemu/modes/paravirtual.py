@@ -1,0 +1,607 @@
+"""Mode ``pv``: the guest that cooperates, as under Xen.
+
+The kernel was ported: it knows that it runs in ring 1 and asks by INT 82h for what ring 0 would do. Its own page tables
+hold machine frames and are what the MMU walks; the hypervisor only checks them. Nothing is emulated and nothing is
+hidden, so there is neither a shadow table nor a translation. Exceptions come to the hypervisor, which pushes a frame
+on the guest's kernel stack; interrupts are events. Barham et al., "Xen and the Art of Virtualization" (2003).
+"""
+
+import re
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from hvemu.cpu.decoder import Instruction
+from hvemu.cpu.delivery import (
+    DEVICE_NOT_AVAILABLE,
+    GENERAL_PROTECTION,
+    INVALID_OPCODE,
+    Escalated,
+    Event,
+    TripleFault,
+    Unsupported,
+    pushed_flags,
+)
+from hvemu.cpu.linear import LinearFault, read_linear, write_linear
+from hvemu.cpu.state import (
+    ATTRIBUTE_CODE,
+    ATTRIBUTE_CONFORMING,
+    ATTRIBUTE_DPL_SHIFT,
+    ATTRIBUTE_LONG,
+    ATTRIBUTE_PRESENT,
+    ATTRIBUTE_S,
+    ATTRIBUTE_WRITABLE,
+    CS,
+    EAX,
+    EBX,
+    ECX,
+    EDI,
+    EDX,
+    ESI,
+    ESP,
+    FLAG_IF,
+    FLAG_IOPL,
+    FLAG_NT,
+    FLAG_RF,
+    FLAG_TF,
+    FLAG_VM,
+    SS,
+    Segment,
+    SystemTables,
+    TableRegister,
+    VirtualCpu,
+    accessed,
+    segment_from_descriptor,
+)
+from hvemu.engine import layout
+from hvemu.engine.vcpu import Vcpu
+from hvemu.loader.contract import BootRequest
+from hvemu.loader.xen_guest import DomainBuilder
+from hvemu.memory.direct import DirectPaging, FrameType
+from hvemu.memory.frame_pool import FramePool
+from hvemu.memory.walk import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_USER, PTE_WRITABLE
+from hvemu.modes.deprivileged import LDT_SELECTOR, TASK_SELECTOR, VMM_BASE, HypervisorPages
+from hvemu.modes.reflection import Reflection
+from hvemu.modes.stretches import Services
+from hvemu.modes.written_frames import WrittenFrames
+from hvemu.paravirtual.domain import Domain, DomainServices
+from hvemu.trace.events import Batched
+from hvemu.vocabulary import xen
+from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
+from hvemu.vocabulary.errors import ExitStatus, HostBug
+from hvemu.vocabulary.exits import AssistKind, Call, ExitKind, ParavirtualEvent
+from hvemu.vocabulary.machine_map import DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT
+from hvemu.vocabulary.outcomes import Halt, Retire, Stop
+from hvemu.vocabulary.paging import (
+    CR0_ET,
+    CR0_NE,
+    CR0_PE,
+    CR0_PG,
+    CR0_TS,
+    CR0_WP,
+    CR4_OSFXSR,
+    CR4_OSXMMEXCPT,
+    CR4_PAE,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NXE,
+    PagingRegisters,
+)
+from hvemu.vocabulary.xen import Hypercall, HypercallError
+
+_GDT, _LDT, _TASK, _IDT = 0, 16, 32, 33  # pages from VMM_BASE, as HypervisorPages has them
+_GUEST_GDT_PAGES: Final = xen.FIRST_RESERVED_GDT_ENTRY // 512
+_CR0: Final = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG
+_CR4: Final = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT
+_FLAT: Final = {
+    xen.FLAT_RING1_CS: 0x00CF_BB00_0000_FFFF,
+    xen.FLAT_RING1_DS: 0x00CF_B300_0000_FFFF,
+    xen.FLAT_RING3_CS: 0x00CF_FB00_0000_FFFF,
+    xen.FLAT_RING3_DS: 0x00CF_F300_0000_FFFF,
+}
+_LEGAL_PORTS: Final = frozenset({DEBUG_CONSOLE_PORT, *range(DEBUG_EXIT_PORT, DEBUG_EXIT_PORT + 4)})
+_ENTRY_BITS: Final = PTE_PRESENT | PTE_WRITABLE | PTE_ACCESSED | PTE_DIRTY | PTE_NX
+_TABLE_BITS: Final = PTE_PRESENT | PTE_WRITABLE | PTE_USER | PTE_ACCESSED
+_LISTS: Final = frozenset({Hypercall.MMU_UPDATE, Hypercall.MULTICALL, Hypercall.MMUEXT_OP})
+"""Hypercalls whose second argument says how many requests there are."""
+_SELECTORS: Final = 1 << 16
+_SIGN: Final = 1 << 31
+
+
+class ParavirtualPages(HypervisorPages):
+    """The hypervisor's pages, the four-level tables that lead to the guest's, and the frames of the guest's GDT."""
+
+    def __init__(self, vcpu: Vcpu, pool: FramePool) -> None:
+        super().__init__(vcpu, pool)
+        self.root, self._upper = pool.take(), pool.take()
+        self._own_gdt = self.pages[_GDT : _GDT + _GUEST_GDT_PAGES]
+        struct.pack_into("<QQ", self._view, self.root, self._upper | _TABLE_BITS, self.pdpt | _TABLE_BITS)
+        for selector, descriptor in _FLAT.items():
+            self.write(_GDT, selector & 0xFFF8, descriptor)
+
+    def point(self, entries: list[int]) -> None:
+        """The four entries of the guest's top table, which the MMU reads where 64-bit tables have rights as well."""
+        values = [entry | PTE_WRITABLE | PTE_USER | PTE_ACCESSED if entry & PTE_PRESENT else 0 for entry in entries]
+        struct.pack_into("<4Q", self._view, self._upper, *values)
+        self.flush_tlb()
+
+    def map_gdt(self, frames: list[int]) -> None:
+        """Let the CPU read the guest's descriptors from its own frames."""
+        for index, own in enumerate(self._own_gdt):
+            page = frames[index] << PAGE_SHIFT if index < len(frames) else own
+            self.pages[_GDT + index] = page
+            struct.pack_into("<Q", self._view, self._table + 8 * (_GDT + index), page | _ENTRY_BITS)
+        self.flush_tlb()
+
+    def descriptor(self, selector: int) -> int:
+        """What the CPU finds for a selector of the GDT."""
+        return self.read(_GDT, selector & 0xFFF8)
+
+
+class ParavirtualView:
+    """The registers of a guest that knows where it runs; implements LiveCpu."""
+
+    def __init__(self, vcpu: Vcpu, paging: DirectPaging) -> None:
+        self._vcpu, self._paging = vcpu, paging
+        self.masked: Callable[[], bool] = lambda: False
+        """Whether events are held off: the guest's IF."""
+        self.gpr, self.set_gpr = vcpu.gpr, vcpu.set_gpr
+        self.eip, self.set_eip, self.linear_eip = vcpu.eip, vcpu.set_eip, vcpu.linear_eip
+        self.interrupt_shadow, self.set_interrupt_shadow = vcpu.interrupt_shadow, vcpu.set_interrupt_shadow
+        self.cpl, self.segment, self.set_segment = vcpu.cpl, vcpu.segment, vcpu.set_segment
+        self.set_code_and_stack, self.set_cr2 = vcpu.set_code_and_stack, vcpu.set_cr2
+
+    def eflags(self) -> int:
+        """EFLAGS, with IF for the event mask."""
+        return self._vcpu.eflags() & ~(FLAG_IF | FLAG_IOPL) | (0 if self.masked() else FLAG_IF)
+
+    def set_eflags(self, value: int) -> None:
+        """Set EFLAGS; physically IF is always 1 and IOPL 0."""
+        self._vcpu.set_eflags(value & ~(FLAG_IOPL | FLAG_VM | FLAG_NT) | FLAG_IF)
+
+    def interrupts_enabled(self) -> bool:
+        """Whether events are let through."""
+        return not self.masked()
+
+    def paging(self) -> PagingRegisters:
+        """The guest's own tables, which are the MMU's."""
+        return PagingRegisters(_CR0, max(self._paging.base, 0) << PAGE_SHIFT, _CR4, EFER_NXE)
+
+    def gdt(self) -> TableRegister:
+        """Where the descriptors are is the hypervisor's affair."""
+        return TableRegister(0, 0)
+
+    def idt(self) -> TableRegister:
+        """There is a trap table in its place."""
+        return TableRegister(0, 0)
+
+    def system_tables(self) -> SystemTables:
+        """None."""
+        return SystemTables(0, 0, 0, 0, 0, 0, 0, 0)
+
+    def ldt_segment(self) -> Segment:
+        """None."""
+        return Segment(0, 0, 0, 0)
+
+    def task_segment(self) -> Segment:
+        """None: the kernel's stack is told by a hypercall."""
+        return Segment(0, 0, 0, 0)
+
+
+class _Refused(Exception):
+    """The guest cannot be entered where it said; a sentence says why."""
+
+
+class ParavirtualMode(Reflection):
+    """The ported kernel in ring 1, on its own page tables."""
+
+    name = "pv"
+    _suspicious = re.compile(rb"\x0f\xc7")
+
+    def __init__(self, services: Services, domain: DomainServices, frames: range) -> None:
+        vcpu, memory = services.vcpu, services.memory
+        pool = FramePool(memory.machine, 1, frames.start - 1)
+        self._pages = ParavirtualPages(vcpu, pool)
+        self.paging = DirectPaging(memory, vcpu.flush_tlb, self._point)
+        view = self._view = ParavirtualView(vcpu, self.paging)
+        super().__init__(services, view)
+        self.domain = Domain(memory, pool, frames, self, view.paging, self.paging, domain)
+        events, calls = self.domain.events, self.domain.hypercalls
+        view.masked = events.masked
+        events.pending = self._event_pending
+        calls.batched = self._note_call
+        self._events = {event: services.ledger.counter(event) for event in ParavirtualEvent}
+        calls.updated = self._note_updates
+        self._call = services.dispatcher.entry(ExitKind.HYPERCALL)
+        self._written = WrittenFrames(memory.view[frames.start << PAGE_SHIFT : frames.stop << PAGE_SHIFT])
+        self._first_frame = frames.start
+        self._clear()
+        self.connect()
+        vcpu.map_ram(0, memory.size, memory.host_address)
+
+    def _clear(self) -> None:
+        self._traps: dict[int, tuple[int, int, int]] = {}
+        self._kernel_stack = (xen.FLAT_RING1_DS, 0)
+        self._callback: tuple[int, int] | None = None
+        self._failsafe: tuple[int, int] | None = None
+        self._gdt_frames: list[int] = []
+        self._io_ring = 0
+
+    # ------------------------------------------------------------------ the ExecutionMode contract
+
+    def power_on(self) -> None:
+        """Before a domain builder lays out the guest."""
+        self._clear()
+        self._pages.map_gdt([])
+        self.domain.power_on()
+        self.domain.warn = lambda text: self.warn(text)
+
+    def build(self, request: BootRequest) -> VirtualCpu:
+        """Lay out a guest in its empty memory; returns the CPU at its first instruction. Raises UserError."""
+        self.power_on()
+        domain, frames = self.domain, self.domain.frames
+        builder = DomainBuilder(self.memory, frames, request)
+        cpu, layout_of = builder.build(domain.shared_info, domain.store_port, domain.console_port)
+        page = layout_of.hypercall_page
+        if page is not None:
+            page = builder.machine_address(page)
+        domain.attach(frames[layout_of.console] << PAGE_SHIFT, page)
+        try:
+            self.paging.pin(cpu.cr3 >> PAGE_SHIFT, FrameType.L3)
+        except HypercallError as refused:
+            raise HostBug(f"the domain builder made tables that are refused: {refused}") from None
+        return cpu
+
+    def enter(self, cpu: VirtualCpu) -> None:
+        """Load the engine with the guest's state, whose CR3 is the machine address of a level-3 table."""
+        vcpu, view = self.vcpu, self._view
+        base = VMM_BASE
+        vcpu.set_tables(
+            TableRegister(base + _GDT * PAGE_SIZE, _SELECTORS - 1),
+            TableRegister(base + _IDT * PAGE_SIZE, PAGE_SIZE - 1),
+            Segment(LDT_SELECTOR, base + _LDT * PAGE_SIZE, 0, 0x8200),
+            Segment(TASK_SELECTOR, base + _TASK * PAGE_SIZE, 0x67, 0x8900),
+        )
+        frame = cpu.cr3 >> PAGE_SHIFT
+        if frame != self.paging.base:
+            self.paging.load(frame)
+        vcpu.load_control(_CR0 | cpu.cr0 & CR0_TS, self._pages.root, _CR4, EFER_LME | EFER_LMA | EFER_NXE)
+        for index, value in enumerate(cpu.gprs):
+            vcpu.set_gpr(index, value)
+        self.domain.events.mask(not cpu.flags & FLAG_IF)
+        view.set_eflags(cpu.flags)
+        for index, segment in enumerate(cpu.segments):
+            view.set_segment(index, segment)
+        vcpu.set_code_and_stack(cpu.segments[CS], cpu.segments[SS])
+        vcpu.set_eip(cpu.instruction_pointer)
+        vcpu.set_cr2(cpu.cr2)
+        vcpu.write_fpu(cpu.fpu)
+        self._load_debug(cpu.debug)
+        self.halted = cpu.halted
+        self._msrs.values.update(cpu.msrs)
+        vcpu.check_all_stores()
+        vcpu.clear_exception()
+        vcpu.set_interrupt_shadow(cpu.interrupt_shadow)
+        vcpu.forget_code()
+
+    def leave(self) -> VirtualCpu:
+        """The guest's registers. What hypercalls have set is the domain's."""
+        vcpu, view = self.vcpu, self._view
+        paging = view.paging()
+        return VirtualCpu(
+            gprs=[vcpu.gpr(index) for index in range(8)],
+            instruction_pointer=vcpu.eip(),
+            flags=view.eflags(),
+            segments=[accessed(vcpu.segment(index)) for index in range(6)],
+            gdtr=view.gdt(),
+            idtr=view.idt(),
+            ldtr=view.ldt_segment(),
+            tr=view.task_segment(),
+            cr0=paging.cr0 | self._words[layout.WORD_CR0] & CR0_TS,
+            cr2=vcpu.cr2(),
+            cr3=paging.cr3,
+            cr4=paging.cr4,
+            debug=list(self._debug.values),
+            msrs=dict(self._msrs.values),
+            efer=paging.efer,
+            interrupt_shadow=vcpu.interrupt_shadow(),
+            halted=self.halted,
+            fpu=vcpu.read_fpu(),
+        )
+
+    def dirty_pages(self) -> set[int]:
+        """Machine frames that differ from what they held at the last call; all at the first."""
+        return {self._first_frame + frame for frame in self._written.since_last_time()}
+
+    def can_interrupt(self) -> bool:
+        """Whether the guest lets events through."""
+        return not self._view.masked()
+
+    def deliver_interrupt(self, vector: int) -> Stop | None:
+        """Call the guest up for its events."""
+        self.halted = False
+        self._call_up()
+        return self._take_end()
+
+    def _halt(self) -> Halt | Stop:
+        self.halted = True  # by a hypercall, which has been counted
+        return self._take_end() or Halt()
+
+    # ------------------------------------------------------------------ hypercalls
+
+    def _on_interrupt(self, vector: int) -> None:
+        if (
+            vector == xen.HYPERCALL_VECTOR
+            and self._abandoned is None
+            and self._words[layout.WORD_HFLAGS] & 3 == 1
+            and self.vcpu.is_software_interrupt()
+        ):
+            self._disturbed = True
+            if self._slack:
+                self._take_back_slack()
+            self._make_call()
+            self._return_to_guest()
+        else:
+            super()._on_interrupt(vector)
+
+    def _make_call(self) -> None:
+        gpr = self.vcpu.gpr
+        number = gpr(EAX)
+        arguments = gpr(EBX), gpr(ECX), gpr(EDX), gpr(ESI), gpr(EDI)
+        outcome = self._call(Call(number, arguments[1] if number in _LISTS else 1, arguments))
+        assert type(outcome) is Retire
+        if number != Hypercall.IRET:
+            self.vcpu.set_gpr(EAX, outcome.value)
+
+    def _return_to_guest(self) -> None:
+        """At the end of whatever brought control to the hypervisor: are there events to be called up for?"""
+        if self._end is not None or self._halting:
+            self._stop_now()
+        elif self.domain.events.upcall_due():
+            self._call_up()
+        self.vcpu.clear_exception()
+
+    def _event_pending(self) -> None:
+        """Something has happened on a channel; inside a hypercall, its end looks at that."""
+        if self.domain.events.upcall_due():
+            self._pin.set_level(True)  # type: ignore[attr-defined]
+
+    def _call_up(self) -> None:
+        self._pin.set_level(False)  # type: ignore[attr-defined]
+        self._events[ParavirtualEvent.UPCALL][0] += 1
+        if self._callback is None:
+            self._crash("an event came before set_callbacks had said where to")
+            return
+        selector, address = self._callback
+        try:
+            self._bounce(selector, address, masks=True)
+        except (_Refused, LinearFault) as problem:
+            self._crash(f"an event could not be delivered: {_why(problem)}")
+
+    def _note_call(self, number: int, result: int) -> None:
+        self._events[ParavirtualEvent.MULTICALL_ENTRY][number] += 1
+        if self._tracer.active:
+            self._tracer.publish(Batched(self.position(), xen.hypercall_name(number), result))
+
+    def _note_updates(self, count: int) -> None:
+        self._events[ParavirtualEvent.TABLE_UPDATE][0] += count
+
+    # ------------------------------------------------------------------ the ParavirtualCpu that hypercalls see
+
+    def _point(self, frame: int) -> None:
+        self._pages.point([self.paging.entry((frame << PAGE_SHIFT) + 8 * index) for index in range(4)])
+
+    def set_trap(self, vector: int, flags: int, selector: int, address: int) -> None:
+        """A row of the trap table."""
+        self._traps[vector] = flags, _outside_ring_0(selector), address
+
+    def clear_traps(self) -> None:
+        """No trap table."""
+        self._traps.clear()
+
+    def set_kernel_stack(self, selector: int, pointer: int) -> None:
+        """Where events from user code begin to push."""
+        self._kernel_stack = _outside_ring_0(selector), pointer
+
+    def set_callbacks(self, event: tuple[int, int] | None, failsafe: tuple[int, int] | None) -> None:
+        """Entry points: for events, and for a guest that cannot be returned to."""
+        if event is not None:
+            self._callback = _outside_ring_0(event[0]), event[1]
+        if failsafe is not None:
+            self._failsafe = _outside_ring_0(failsafe[0]), failsafe[1]
+
+    def load_gdt(self, frames: list[int]) -> None:
+        """The guest's descriptors; raises HypercallError and keeps the ones it has."""
+        taken: list[int] = []
+        try:
+            for frame in frames:
+                self.paging.get_type(frame, FrameType.DESCRIPTORS)
+                self.paging.get(frame)
+                taken.append(frame)
+        except HypercallError:
+            self._release_gdt(taken)
+            raise
+        before, self._gdt_frames = self._gdt_frames, taken
+        self._pages.map_gdt(taken)
+        self._release_gdt(before)
+
+    def _release_gdt(self, frames: list[int]) -> None:
+        for frame in frames:
+            self.paging.put_type(frame)
+            self.paging.put(frame)
+
+    def set_task_switched(self, on: bool) -> None:
+        """CR0.TS."""
+        words = self._words
+        words[layout.WORD_CR0] = words[layout.WORD_CR0] & ~CR0_TS | (CR0_TS if on else 0)
+        self.vcpu.refresh_mode()
+
+    def set_io_privilege(self, level: int) -> None:
+        """The ring that may use ports."""
+        self._io_ring = level
+
+    def invalidate(self, linear: int) -> None:
+        """INVLPG."""
+        self.vcpu.invalidate(linear)
+
+    def return_from_event(self) -> None:
+        """EAX, EIP, CS, EFLAGS, and for user code ESP and SS, from the kernel's stack."""
+        vcpu, stack = self.vcpu, self.vcpu.segment(SS)
+        esp = vcpu.gpr(ESP)
+        try:
+            eax, eip, selector, flags = struct.unpack("<4I", self._read(stack.base + esp, 16))
+            code = self._code_segment(selector & 0xFFFF, (1, 3))
+            pointer = (esp + 16) & 0xFFFF_FFFF
+            if selector & 3 == 3:
+                pointer, other = struct.unpack("<2I", self._read(stack.base + esp + 16, 8))
+                stack = self._stack_segment(other & 0xFFFF, 3)
+            elif stack.selector & 3 != 1:
+                raise _Refused("its stack is not that of ring 1")
+        except (_Refused, LinearFault) as problem:
+            self._crash(f"the iret hypercall cannot return: {_why(problem)}")
+            return
+        self.domain.events.mask(not flags & FLAG_IF)
+        self._view.set_eflags(flags)
+        vcpu.set_gpr(EAX, eax)
+        vcpu.set_gpr(ESP, pointer)
+        vcpu.set_eip(eip)
+        vcpu.set_code_and_stack(code, stack)
+
+    def _read(self, linear: int, length: int) -> bytes:
+        return read_linear(self.memory, self._view.paging(), linear, length)
+
+    def block(self) -> None:
+        """Wait for an event."""
+        self._halting = True
+
+    def shut_down(self, reason: int) -> None:
+        """The guest ends itself."""
+        what = xen.SHUTDOWN_REASONS[reason]
+        if what == "poweroff":
+            self.domain.services.power_off()
+        elif what == "reboot":
+            self.domain.services.reboot()
+            self._attention = True
+            self._stopped = True
+        else:
+            self._crash(f"it shut itself down, and gave {what} as the reason")
+        self._stop_now()
+
+    def _crash(self, cause: str) -> None:
+        self._end = self._end or Stop(ExitStatus.GUEST_ENDED, self.sentence(cause))
+        if self._running:
+            self._stop_now()
+
+    # ------------------------------------------------------------------ into the guest
+
+    def _code_segment(self, selector: int, rings: tuple[int, ...]) -> Segment:
+        segment = segment_from_descriptor(selector, 0 if selector & 4 else self._pages.descriptor(selector))
+        attributes = segment.attributes
+        wanted = ATTRIBUTE_S | ATTRIBUTE_CODE | ATTRIBUTE_PRESENT
+        if attributes & (wanted | ATTRIBUTE_CONFORMING | ATTRIBUTE_LONG) != wanted:
+            raise _Refused(f"selector {selector:#06x} is no code segment")
+        ring = attributes >> ATTRIBUTE_DPL_SHIFT & 3
+        if ring != selector & 3 or ring not in rings:
+            raise _Refused(f"code selector {selector:#06x} is of the wrong ring")
+        return segment
+
+    def _stack_segment(self, selector: int, ring: int) -> Segment:
+        segment = segment_from_descriptor(selector, 0 if selector & 4 else self._pages.descriptor(selector))
+        attributes = segment.attributes
+        wanted = ATTRIBUTE_S | ATTRIBUTE_WRITABLE | ATTRIBUTE_PRESENT
+        if attributes & (wanted | ATTRIBUTE_CODE) != wanted:
+            raise _Refused(f"selector {selector:#06x} is no stack segment")
+        if not (attributes >> ATTRIBUTE_DPL_SHIFT & 3) == selector & 3 == ring:
+            raise _Refused(f"stack selector {selector:#06x} is of the wrong ring")
+        return segment
+
+    def _bounce(
+        self, selector: int, address: int, *, masks: bool, event: Event | None = None, error_code: int | None = None
+    ) -> None:
+        """Push a frame on the kernel's stack and go to its handler; raises _Refused or LinearFault."""
+        vcpu, view, events = self.vcpu, self._view, self.domain.events
+        code, current, esp = self._code_segment(selector, (1,)), vcpu.segment(SS), vcpu.gpr(ESP)
+        flags = view.eflags()
+        shown = flags if event is None else pushed_flags(event, flags)
+        values = [vcpu.eip(), vcpu.segment(CS).selector | events.masked() << 16, shown]
+        if error_code is not None:
+            values.insert(0, error_code)
+        stack, pointer = current, esp
+        if vcpu.cpl() == 3:
+            stack_selector, pointer = self._kernel_stack
+            stack = self._stack_segment(stack_selector, 1)
+            values += (esp, current.selector)
+        frame = struct.pack(f"<{len(values)}I", *values)
+        pointer = (pointer - len(frame)) & 0xFFFF_FFFF
+        write_linear(self.memory, view.paging(), stack.base + pointer, frame)
+        if masks:
+            events.mask(True)
+        view.set_eflags(flags & ~(FLAG_TF | FLAG_RF | FLAG_NT | FLAG_VM))
+        vcpu.set_gpr(ESP, pointer)
+        vcpu.set_eip(address)
+        vcpu.set_code_and_stack(code, stack)
+        vcpu.set_interrupt_shadow(False)
+
+    def _deliver_event(self, event: Event) -> TripleFault | Unsupported | Escalated | None:
+        """To the handler in the trap table."""
+        history = [event]
+        flags, selector, address = self._traps.get(event.vector, (0, 0, 0))
+        if event.software and self.vcpu.cpl() > flags & xen.TRAP_DPL:
+            event = Event(GENERAL_PROTECTION, event.vector * 8 + 2, start=event.start)
+            history.append(event)
+            flags, selector, address = self._traps.get(event.vector, (0, 0, 0))
+        if event.start is not None and len(history) > 1:
+            self.vcpu.set_eip(event.start)
+        if not address:
+            return Unsupported(f"its trap table has no entry for vector {event.vector}")
+        if event.address is not None:
+            cr2 = struct.pack("<I", event.address & 0xFFFF_FFFF)
+            self.memory.write(self.domain.shared_info + xen.VCPU_CR2, cr2)
+        if event.vector == DEVICE_NOT_AVAILABLE:
+            self.set_task_switched(False)
+        try:
+            self._bounce(
+                selector,
+                address,
+                masks=bool(flags & xen.TRAP_MASKS_EVENTS),
+                event=event,
+                error_code=event.error_code,
+            )
+        except (_Refused, LinearFault) as problem:
+            return Unsupported(f"vector {event.vector} could not be delivered: {_why(problem)}")
+        return Escalated(tuple(history)) if len(history) > 1 else None
+
+    def _deliver(self, kind: AssistKind, event: Event) -> bool:
+        escalated = super()._deliver(kind, event)
+        if self._end is None and self.domain.events.upcall_due():
+            self._call_up()
+        return escalated
+
+    # ------------------------------------------------------------------ instructions that are looked at
+
+    def _forbidden(self, port: int, size: int) -> bool:
+        """Only the ports of a test bench, and only for the ring that physdev_op has named."""
+        legal = self.vcpu.cpl() <= self._io_ring and all(port + at in _LEGAL_PORTS for at in range(size))
+        if not legal:
+            self._abandon(self.vcpu.eip(), Event(GENERAL_PROTECTION, 0))
+        return not legal
+
+    def _is_intercepted(self, mnemonic: str, operands: str) -> bool:
+        return mnemonic in ("rdrand", "rdseed")
+
+    def _wants(self, instruction: Instruction) -> bool:
+        return True
+
+    def _emulate(self, instruction: Instruction) -> None:
+        self._exception(Event(INVALID_OPCODE))
+
+
+def _outside_ring_0(selector: int) -> int:
+    """Selectors of ring 0 are meant for ring 1."""
+    return selector if selector & 3 else selector | 1
+
+
+def _why(problem: _Refused | LinearFault) -> str:
+    if isinstance(problem, LinearFault):
+        return f"its kernel stack faults at {problem.fault.address:#010x}"
+    return str(problem)
