@@ -17,7 +17,9 @@ MAXIMUM_MEMORY: Final = 3 << 30
 DEFAULT_RTC: Final = 946_684_800
 """2000-01-01 00:00:00 UTC, so that a run without ``--rtc`` is the same every day."""
 _DEFAULT_LOAD_ADDRESS: Final = 0x10_0000
-MODES: Final = ("native", "trap", "bt", "pv")
+PC_MODES: Final = ("native", "trap", "bt")
+"""Techniques for guests that take the machine for a PC."""
+MODES: Final = (*PC_MODES, "pv")
 SHADOWS: Final = ("cached", "flush", "trace", "simple")
 """Variants of shadow paging: with all refinements, flushed on every CR3 load, tracing every write, or both."""
 CPU_MODELS: Final = (

@@ -8,7 +8,7 @@ import hvemu
 from hvemu.cli import main
 from hvemu.machine.configuration import CPU_MODELS
 from hvemu.testing.catalog import catalog
-from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, TranslationEvent
+from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, ParavirtualEvent, TranslationEvent
 
 from .process import run
 
@@ -16,7 +16,7 @@ Captured = pytest.CaptureFixture[str]
 FIRST = {
     "guests": list(catalog()),
     "cpus": list(CPU_MODELS),
-    "exits": [str(kind) for kind in (*ExitKind, *AssistKind, *PagingEvent, *TranslationEvent)],
+    "exits": [str(kind) for kind in (*ExitKind, *AssistKind, *PagingEvent, *TranslationEvent, *ParavirtualEvent)],
 }
 
 

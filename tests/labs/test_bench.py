@@ -7,7 +7,7 @@ import pytest
 
 from hvemu.labs import bench, bench_guests
 from hvemu.machine.builder import build
-from hvemu.machine.configuration import MODES, MachineConfiguration
+from hvemu.machine.configuration import PC_MODES, MachineConfiguration
 
 GUESTS = {
     "nothing": bench_guests.nothing(),
@@ -42,7 +42,7 @@ def ran(code: bytes, folder: Path, **changes: Any) -> tuple[Any, dict[str, int],
 @pytest.mark.parametrize("name", GUESTS)
 def test_the_guests_are_the_same_in_every_mode(name: str, tmp_path: Path) -> None:
     """They end by themselves, at the same position with the same registers."""
-    ends = [ran(GUESTS[name], tmp_path, mode=mode) for mode in MODES]
+    ends = [ran(GUESTS[name], tmp_path, mode=mode) for mode in PC_MODES]
     for statistics, _, registers in ends[1:]:
         assert (ends[0][0]["position"], ends[0][2]) == (statistics["position"], registers)
 

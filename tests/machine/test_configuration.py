@@ -264,7 +264,7 @@ def test_what_is_not_a_configuration_file(make: Any, words: str, tmp_path: Path)
         ({"cpu_without": ("nx", "x")}, "There is no CPU feature 'x'"),
         ({"clock": "sundial"}, "Choose one of: virtual, host."),
         ({"display": "sdl"}, "Choose one of: none, text."),
-        ({"loader": "grub"}, "Choose one of: auto, multiboot, bzimage, disk, flat."),
+        ({"loader": "grub"}, "Choose one of: auto, multiboot, bzimage, disk, flat, xen."),
         ({"version": 2}, "This hvemu reads version 1."),
         ({"memory": 0}, "Choose 1M to 3G in multiples of 4K"),
         ({"memory": MINIMUM_MEMORY - 4096}, "Choose 1M to 3G"),

@@ -277,7 +277,7 @@ class Desk:
             MachineConfiguration(image=str(image), loader="flat", memory=4 << 20, serial="none", mode=mode)
         )
         self.pin = self.machine.board.interrupt
-        self.machine.board.lapic.acknowledge = self.acknowledge
+        self.machine.board.acknowledge = self.acknowledge
 
     def acknowledge(self):
         self.pin.level = False

@@ -11,7 +11,7 @@ from hvemu.machine.configuration import MachineConfiguration
 from hvemu.machine.machine import Machine
 from hvemu.memory.walk import walk
 from hvemu.trace.tracer import Tracer
-from tests.modes.small_kernel import assemble, word
+from tests.modes.small_kernel import assemble
 
 BASE = 0x10_0000
 DATA = BASE + 0x1_0000
@@ -129,4 +129,19 @@ class SmallDomain:
         return dict(self.machine.statistics()["paravirtual"])
 
 
-__all__ = ["BASE", "CALL", "DATA", "IOPL", "PASS", "SmallDomain", "kernel_image", "note", "word"]
+def call(number: int, *arguments: int | str) -> str:
+    """A hypercall with arguments in EBX, ECX, EDX, ESI and EDI; a text is the name of a label."""
+    loads = [f"b8${number:x}"]
+    for opcode, value in zip(("bb", "b9", "ba", "be", "bf"), arguments, strict=False):
+        loads.append(f"{opcode}={value}" if isinstance(value, str) else f"{opcode}${value & 0xFFFF_FFFF:x}")
+    return " ".join([*loads, CALL])
+
+
+OFFSET = 16 << 20
+"""Machine addresses of these guests are so much above their own."""
+
+
+def traps(*rows: tuple[int, int, str], labels: dict[str, int]) -> bytes:
+    """A trap table of (vector, flags, label)."""
+    packed = b"".join(struct.pack("<BBHI", vector, flags, 0xE019, labels[name]) for vector, flags, name in rows)
+    return packed + bytes(8)
