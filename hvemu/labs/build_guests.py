@@ -2,8 +2,9 @@
 
 Called by people who changed a guest and by tests/guests/test_images.py; nobody else needs a compiler, because the
 images are committed. Must not know any guest: a folder with main.c or main.S is a multiboot guest, one with boot.S a
-flat disk image, each file of misbehave/ a guest of its own. images.lock says from which sources an image was built,
-so that a stale one is found without a toolchain. Not done here: the catalogue, guests/catalog.toml, is written by hand.
+flat disk image, one with native.ld a multiboot guest that with paravirt.ld is built a second time, for a hypervisor's
+interface; each file of misbehave/ is a guest of its own. images.lock says from which sources an image was built, so
+that a stale one is found without a toolchain. Not done here: the catalogue, guests/catalog.toml, is written by hand.
 Spec: Multiboot 0.6.96.
 """
 
@@ -37,6 +38,9 @@ CODE = (
     "-fno-asynchronous-unwind-tables", "-fno-strict-aliasing", "-fomit-frame-pointer",
     "-ffunction-sections", "-fdata-sections",
 )  # fmt: skip
+MACHINES = {"native": "", "paravirt": "_pv"}
+"""What a kernel may be built for, by the stem of its linker script; other files of that stem belong to it alone.
+With the end of the image's name."""
 LINK = ("-nostdlib", "-static", "-Wl,--gc-sections", "-Wl,--build-id=none")
 
 
@@ -49,6 +53,7 @@ class Guest:
     sources: tuple[Path, ...]
     script: Path
     flat: bool = False
+    definitions: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -79,10 +84,23 @@ def discover() -> Iterator[Guest]:
         name = folder.name[3:]
         if (folder / "boot.S").exists():
             yield Guest(folder.name, inside / "boot.img", (inside / "boot.S",), inside / "boot.ld", flat=True)
+        elif (folder / "native.ld").exists():
+            yield from built_for_machines(inside, library)
         elif compiled(inside):
             yield Guest(folder.name, inside / f"{name}.elf", (*compiled(inside), *library), script)
     for source in compiled(Path("misbehave")):
         yield Guest(f"misbehave/{source.stem}", source.with_suffix(".elf"), (source, *library), script)
+
+
+def built_for_machines(folder: Path, library: list[Path]) -> Iterator[Guest]:
+    """One guest for each machine that the folder has a linker script for."""
+    for machine, ending in MACHINES.items():
+        script = folder / f"{machine}.ld"
+        if (GUESTS / script).exists():
+            own = [path for path in compiled(folder) if path.stem == machine or path.stem not in MACHINES]
+            name = f"{folder.name}{ending}"
+            image = folder / f"{name[3:]}.elf"
+            yield Guest(name, image, (*own, *library), script, definitions=(f"-D{machine.upper()}",))
 
 
 def machine_map_header() -> str:
@@ -116,7 +134,8 @@ def build(guest: Guest, out: Path) -> Path:
     image.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         linked = Path(scratch) / "linked.elf"
-        zig("cc", *TARGET, *CODE, *LINK, "-T", str(guest.script), *map(str, guest.sources), "-o", str(linked))
+        code = (*CODE, *guest.definitions)
+        zig("cc", *TARGET, *code, *LINK, "-T", str(guest.script), *map(str, guest.sources), "-o", str(linked))
         if guest.flat:
             zig("objcopy", "-O", "binary", str(linked), str(image))
         else:
