@@ -7,7 +7,7 @@
 
 static u16 owners[KERNEL_END / PAGE_SIZE];      /* 0: the page is free */
 static u32 first, end, rover, count_free;
-static u32 zero_page;                           /* mapped read-only for whatever was never written; owners not counted */
+static u32 zero_page;                           /* mapped for whatever was never written; owners not counted */
 
 void pages_start(u32 first_page, u32 end_page)
 {

@@ -184,7 +184,8 @@ static void growing(void)
 
 /* ---- mistakes ---- */
 
-enum Mistake { READS_NOWHERE, WRITES_NOWHERE, READS_KERNEL, WRITES_KERNEL, WRITES_TEXT, JUMPS, DISABLES, DIVIDES, INVALID };
+enum Mistake { READS_NOWHERE, WRITES_NOWHERE, READS_KERNEL, WRITES_KERNEL, WRITES_TEXT, JUMPS, DISABLES, DIVIDES,
+               INVALID };
 
 static void make_mistake(enum Mistake mistake)
 {
@@ -232,7 +233,8 @@ static void asking_wrongly(void)
     u32 text_at = (u32)text;
     report_line("a request that does not exist fails", ask(1000, 0, 0) == FAILED && ask(FAILED, 0, 0) == FAILED);
     report_line("write: not from the kernel", write(&kernel_space, 4) == FAILED);
-    report_line("write: not from nowhere", write((void *)0x70000000, 4) == FAILED && write((void *)FAILED, 1) == FAILED);
+    report_line("write: not from nowhere",
+                write((void *)0x70000000, 4) == FAILED && write((void *)FAILED, 1) == FAILED);
     report_line("write: not beyond the heap", write((void *)(heap(0) - 2), 4) == FAILED);
     report_line("write: not once around", write(text, -text_at) == FAILED && write(text, FAILED) == FAILED);
     report_line("write: nothing is not much", write(text, 0) == 0);
@@ -282,7 +284,8 @@ static void passing_time(void)
     u32 sum = wait(&status[0]) + wait(&status[1]);
     report_line("a process can be killed by its parent",
                 killed && sum == first + second && status[0] == KILLED && status[1] == KILLED);
-    report_line("but not the parent, and not twice", ask(SYSTEM_KILL, 1, 0) == FAILED && ask(SYSTEM_KILL, first, 0) == FAILED);
+    report_line("but not the parent, and not twice",
+                ask(SYSTEM_KILL, 1, 0) == FAILED && ask(SYSTEM_KILL, first, 0) == FAILED);
 
     u32 before = ask(SYSTEM_TICKS, 0, 0);
     ask(SYSTEM_SLEEP, 2, 0);

@@ -96,7 +96,7 @@ def disassemble(image: Path) -> Iterator[CsInsn]:
 @pytest.mark.slow
 @pytest.mark.skipif(QEMU is None, reason="needs qemu-system-i386")
 @pytest.mark.parametrize("cpu", ["qemu32", "qemu64"])
-@pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row["name"])
+@pytest.mark.parametrize("row", [row for row in CATALOGUE if row["format"] != "xen"], ids=lambda row: row["name"])
 def test_qemu_agrees_with_the_catalogue(row: dict[str, Any], cpu: str, tmp_path: Path) -> None:
     """The same file under somebody else's emulator: same lines, same verdict."""
     status, console = run_in_qemu(row, cpu, tmp_path)
