@@ -185,7 +185,8 @@ void event(struct Frame *frame)
     for (u64 now = machine_time(); next_tick <= now; next_tick += TICK)
         ticks++;
     set_alarm();
-    kernel_ticks(frame, ticks);
+    if (ticks)
+        kernel_ticks(frame, ticks);
 }
 
 void trap(struct Frame *frame)
