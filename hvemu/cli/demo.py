@@ -12,7 +12,12 @@ from hvemu.testing.running import guest_configuration, run_guest
 from hvemu.vocabulary.errors import ExitStatus, UserError
 
 _GUEST = "ring3"
-_NEXT = {"native": "io_out, hvemu demo --mode trap", "trap": "hidden_fault"}
+_NEXT = {
+    "native": "io_out, hvemu demo --mode trap",
+    "trap": "hidden_fault",
+    "bt": "callout, hvemu translate ring3",
+    "pv": "hypercall multicall page_table_update",
+}
 """What to explain, and more, after a demonstration in a mode."""
 
 
@@ -24,12 +29,14 @@ def main(arguments: list[str]) -> int:
             f"Boots a guest of the catalogue and prints its console and its ledger. Modes: {', '.join(MODES)}."
         )
         return 0
-    name, mode = _GUEST, MODES[0]
+    name, mode = _GUEST, ""
     words = iter(arguments)
     for word in words:
         option, equals, value = word.partition("=")
         if option == "--mode":
             mode = value if equals else next(words, "")
+            if not mode:
+                raise UserError("--mode names no mode", f"Choose one of: {', '.join(MODES)}.")
         elif word.startswith("-"):
             raise UserError(f"hvemu demo does not know '{word}'", "Type: hvemu demo --help.")
         else:
@@ -37,7 +44,7 @@ def main(arguments: list[str]) -> int:
     guest = catalog().get(name)
     if guest is None:
         raise UserError(f"There is no guest '{name}'", f"Guests are: {', '.join(catalog())}.")
-    configuration = guest_configuration(guest, mode=mode)
+    configuration = guest_configuration(guest, mode=mode or guest.modes[0])
     print(f"Guest '{guest.name}': {guest.title}\n{guest.lesson}\n\n--- its serial console")
     sys.stdout.flush()
     with contextlib.ExitStack() as stack:
@@ -51,5 +58,5 @@ def main(arguments: list[str]) -> int:
     print(result.console.rstrip("\n"))
     print("--- what the hypervisor saw")
     print("\n".join(summary_lines(result.statistics)))
-    print(f"\nNext: hvemu explain {_NEXT.get(mode, 'io_out')}, hvemu list guests, hvemu run hello")
+    print(f"\nNext: hvemu explain {_NEXT.get(configuration.mode, 'io_out')}, hvemu list guests, hvemu run hello")
     return int(ExitStatus.POWER_OFF if result.status == guest.expected_status else ExitStatus.DIFFERENT)

@@ -164,6 +164,8 @@ def _from_catalog(image: str, values: dict[str, Any]) -> None:
     values.update(image=str(guest.image), name=guest.name, memory=guest.memory << 20, append=guest.command_line)
     if guest.format == "disk":
         values["loader"] = "disk"
+    if guest.modes[0] != MODES[0]:
+        values["mode"] = guest.modes[0]
 
 
 def refuse_lacking(arguments: list[str]) -> None:

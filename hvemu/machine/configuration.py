@@ -76,7 +76,7 @@ class MachineConfiguration:
             hint = f"Use --shadow {self.shadow} with --mode trap or --mode bt."
             raise UserError(f"Mode {self.mode} has no shadow page tables", hint)
         if self.audit and self.mode != "trap":
-            raise UserError(f"In mode {self.mode} no sensitive instruction can lie", "Use --audit with --mode trap.")
+            raise UserError(f"Mode {self.mode} does not look for lies of the kernel's", "Use --audit with --mode trap.")
         _choice("cpu", self.cpu, CPU_MODELS)
         _choice("clock", self.clock, ("virtual", "host"))
         _choice("display", self.display, ("none", "text"))

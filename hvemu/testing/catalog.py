@@ -1,7 +1,4 @@
-"""The catalogue of guests: what there is, where it may run and what it must say.
-
-A row for modes that this hvemu does not have is left out.
-"""
+"""The catalogue of guests: what there is, where it may run and what it must say."""
 
 import tomllib
 from dataclasses import dataclass
@@ -9,7 +6,6 @@ from functools import cache
 from pathlib import Path
 
 import hvemu
-from hvemu.machine.configuration import MODES
 from hvemu.vocabulary.errors import UserError
 
 
@@ -44,7 +40,7 @@ def guests_directory() -> Path:
 
 @cache
 def catalog() -> dict[str, Guest]:
-    """Every guest that some mode can run, by name, in the catalogue's order."""
+    """Every guest by name, in the catalogue's order."""
     directory = guests_directory()
     rows = tomllib.loads((directory / "catalog.toml").read_text(encoding="utf-8"))["guest"]
     return {
@@ -65,5 +61,4 @@ def catalog() -> dict[str, Guest]:
             console=tuple(row["console"]),
         )
         for row in rows
-        if not set(MODES).isdisjoint(row["modes"])
     }

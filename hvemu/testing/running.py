@@ -58,6 +58,7 @@ def guest_configuration(guest: Guest, **changes: Any) -> MachineConfiguration:
     base = MachineConfiguration(
         image=str(guest.image),
         name=guest.name,
+        mode=guest.modes[0],
         memory=guest.memory << 20,
         append=guest.command_line,
         loader="disk" if guest.format == "disk" else "auto",

@@ -52,6 +52,9 @@ class JsonLines:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
+    def __repr__(self) -> str:
+        return f"{self._stream.name!r} of the trace"
+
     def __call__(self, event: Event) -> None:
         """Write one event."""
         self._stream.write(json.dumps(event_as_dict(event), separators=(",", ":")) + "\n")
