@@ -6,11 +6,14 @@ from typing import TextIO
 
 from hvemu.cpu.decoder import MAXIMUM_LENGTH, decode
 from hvemu.cpu.state import CS, GPR_NAMES, SEGMENT_NAMES
+from hvemu.machine.configuration import parse_size
 from hvemu.machine.machine import Machine
-from hvemu.vocabulary.errors import ExitStatus
+from hvemu.vocabulary.errors import ExitStatus, UserError
 from hvemu.vocabulary.outcomes import Stop
 
 _FLAGS = ((0, "CF"), (2, "PF"), (4, "AF"), (6, "ZF"), (7, "SF"), (8, "TF"), (9, "IF"), (10, "DF"), (11, "OF"))
+
+_NO_BALLOON = "This guest has no balloon. Those of mode pv have one, as in: hvemu run processes_pv."
 
 
 class Monitor:
@@ -21,7 +24,7 @@ class Monitor:
         self._resume = False
         self._commands: dict[str, tuple[str, Callable[[list[str]], None]]] = {
             "help": ("this list", self._help),
-            "info": ("info registers|mem|irq|exits", self._info),
+            "info": ("info registers|mem|irq|exits|balloon", self._info),
             "x": ("x ADDRESS [BYTES]: guest memory at a linear address", self._examine),
             "step": ("step [N]: execute N instructions", self._step),
             "screendump": ("screendump [FILE]: the text screen", self._screendump),
@@ -29,6 +32,7 @@ class Monitor:
             "system_powerdown": ("press the power button and let the guest go on", self._power_down),
             "system_reset": ("press the reset button and let the guest go on", self._reset),
             "nmi": ("raise a non-maskable interrupt", self._nmi),
+            "balloon": ("balloon SIZE: ask a paravirtual guest to make do with so much memory", self._balloon),
             "cont": ("let the guest go on", self._continue),
             "quit": ("end the run", self._quit),
         }
@@ -68,7 +72,13 @@ class Monitor:
             self._say(f"{name:18} {text}")
 
     def _info(self, words: list[str]) -> None:
-        topics = {"registers": self._registers, "mem": self._memory, "irq": self._interrupts, "exits": self._exits}
+        topics = {
+            "registers": self._registers,
+            "mem": self._memory,
+            "irq": self._interrupts,
+            "exits": self._exits,
+            "balloon": self._balloon_info,
+        }
         topic = topics.get(words[0] if words else "")
         if topic is None:
             self._say(f"Say: info {'|'.join(topics)}.")
@@ -178,6 +188,24 @@ class Monitor:
 
     def _nmi(self, _words: list[str]) -> None:
         self._machine.board.nmi.raise_nmi()
+
+    def _balloon(self, words: list[str]) -> None:
+        if self._machine.balloon is None:
+            self._say(_NO_BALLOON)
+            return
+        memory = self._machine.configuration.memory
+        try:
+            size = parse_size(words[0] if words else "")
+        except UserError:
+            size = 0
+        if not 1 << 20 <= size <= memory:
+            self._say(f"Say: balloon SIZE, from 1M to the {memory >> 20}M that this guest was started with.")
+            return
+        self._machine.balloon.set_balloon(size)
+
+    def _balloon_info(self) -> None:
+        balloon = self._machine.balloon
+        self._say(_NO_BALLOON if balloon is None else f"the guest has {balloon.balloon() >> 10} KiB")
 
     def _continue(self, _words: list[str]) -> None:
         self._resume = True

@@ -202,6 +202,7 @@ def build(
             clock,
             backends.serial,
             backends.debug_console,
+            configuration.name,
             configuration.rtc,
             power_off=lambda: mode.stop_soon(POWERED_OFF),
             reboot=board.request_reset,
@@ -243,6 +244,7 @@ def build(
         ledger=ledger,
         tracer=tracer,
         reset=power_on,
+        balloon=domain_mode.domain if paravirtual else None,
     )
     power_on()
     return machine

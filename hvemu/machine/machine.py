@@ -6,7 +6,7 @@ Built by ``builder.build``. It never asks which mode runs. Results are a status,
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from hvemu.cpu.cpuid import CpuId
 from hvemu.cpu.decoder import MAXIMUM_LENGTH, describe
@@ -35,6 +35,17 @@ _PATIENCE: Final = 0.05
 
 _ENDED_BADLY: Final = frozenset({ExitStatus.GUEST_ENDED, ExitStatus.TRIPLE_FAULT, ExitStatus.HALTED})
 
+
+class Balloon(Protocol):
+    """A guest that gives memory away when it is asked to."""
+
+    def set_balloon(self, size: int) -> None:
+        """Ask it to make do with so many bytes."""
+
+    def balloon(self) -> int:
+        """How many bytes it has now."""
+
+
 Idle = Callable[[float], bool]
 """Wait up to so many host seconds for input; returns whether some may still come."""
 
@@ -54,6 +65,8 @@ class Machine:
     ledger: Ledger
     tracer: Tracer
     reset: Callable[[], None]
+    balloon: Balloon | None = None
+    """Takes and returns memory of the guest, if the guest can do that."""
     stop: Stop | None = None
     idle: Idle | None = None
     """Set by a console that can wait for input; without it nothing comes from outside."""

@@ -245,7 +245,8 @@ class ParavirtualMode(Reflection):
         page = layout_of.hypercall_page
         if page is not None:
             page = builder.machine_address(page)
-        domain.attach(frames[layout_of.console] << PAGE_SHIFT, page)
+        console, store = frames[layout_of.console] << PAGE_SHIFT, frames[layout_of.store] << PAGE_SHIFT
+        domain.attach(console, store, page)
         try:
             self.paging.pin(cpu.cr3 >> PAGE_SHIFT, FrameType.L3)
         except HypercallError as refused:

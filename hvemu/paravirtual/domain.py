@@ -16,6 +16,7 @@ from hvemu.paravirtual.contract import GuestAccess, ParavirtualCpu
 from hvemu.paravirtual.event_channels import EventChannels
 from hvemu.paravirtual.grant_table import GrantTable
 from hvemu.paravirtual.hypercalls import Hypercalls
+from hvemu.paravirtual.store import Store
 from hvemu.vocabulary import xen
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
 from hvemu.vocabulary.paging import PagingRegisters
@@ -35,6 +36,7 @@ class DomainServices:
     clock: Clock
     console: CharacterBackend
     debug_console: CharacterBackend
+    name: str
     wall_clock: int
     power_off: Callable[[], None]
     reboot: Callable[[], None]
@@ -64,6 +66,7 @@ class Domain:
             cpu, guest, paging, self.events, self.grants, services.clock, services.debug_console.write
         )
         self.console: Console | None = None
+        self.store: Store | None = None
         self.store_port = self.console_port = 0
         self.warn: Callable[[str], None] = lambda text: None
         paging.told = self._tell
@@ -109,10 +112,15 @@ class Domain:
         memory.write(self.shared_info + xen.VCPU_TIME, time)
         memory.write(self.shared_info + xen.WALL_CLOCK, struct.pack("<III", 2, self.services.wall_clock, 0))
         self.console_port, self._raise_console = self.events.connect(self._console_notified)
-        self.store_port, self._raise_store = self.events.connect(lambda: None)
+        self.store_port, self._raise_store = self.events.connect(self._store_notified)
 
-    def attach(self, console_page: int, hypercall_page: int | None) -> None:
+    def attach(self, console_page: int, store_page: int, hypercall_page: int | None) -> None:
         """The domain builder has placed these, by their machine addresses."""
+        self.store = Store(self.memory, store_page)
+        self.store.notify = self._raise_store
+        self.store.warn = lambda text: self.warn(text)
+        self.store.write("domid", b"1")
+        self.store.write("name", self.services.name.encode())
         self.console = Console(self.memory, console_page, self.services.console)
         self.console.notify = self._raise_console
         self.console.warn = lambda text: self.warn(text)
@@ -122,6 +130,19 @@ class Domain:
     def _console_notified(self) -> None:
         if self.console is not None:
             self.console.notified()
+
+    def _store_notified(self) -> None:
+        if self.store is not None:
+            self.store.notified()
+
+    def set_balloon(self, size: int) -> None:
+        """Ask the guest to make do with so many bytes of memory, or to take back what it has given away."""
+        if self.store is not None:
+            self.store.write("memory/target", b"%d" % (size >> 10))
+
+    def balloon(self) -> int:
+        """How many bytes of memory the guest has now."""
+        return self.paging.owner.count(Owner.GUEST) << PAGE_SHIFT
 
     def receive(self, data: bytes) -> None:
         """Bytes arrive at the guest's console."""

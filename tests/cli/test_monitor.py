@@ -110,7 +110,7 @@ def test_info_exits_is_the_ledger() -> None:
 @pytest.mark.parametrize("line", ["info", "info weather", "i"])
 def test_info_about_nothing_says_what_there_is(desk: Desk, line: str) -> None:
     """The topics are the answer."""
-    assert "Say: info registers|mem|irq|exits.\n" == desk.say(line)
+    assert "Say: info registers|mem|irq|exits|balloon.\n" == desk.say(line)
 
 
 def test_x_shows_memory(desk: Desk) -> None:
@@ -207,6 +207,20 @@ def test_nmi_reaches_the_guest() -> None:
     desk.say("nmi")
     desk.machine.run(desk.machine.mode.position() + 100)
     assert 1 == desk.machine.statistics()["assists"]["nmi"]
+
+
+def test_a_balloon_is_asked_for_in_mode_pv_alone() -> None:
+    """Sizes that make no sense are answered with what does."""
+    desk = Desk("hello", until=1_000)
+    for line in ("balloon 8M", "info balloon"):
+        assert "This guest has no balloon." in desk.say(line)
+    desk = Desk("processes_pv", until=1_000)
+    assert "the guest has 16384 KiB\n" == desk.say("info balloon")
+    for line in ("balloon", "balloon x", "balloon 0", "balloon 17M", "balloon 1K"):
+        assert "Say: balloon SIZE, from 1M to the 16M that this guest was started with.\n" == desk.say(line)
+    assert "" == desk.say("balloon 8M")
+    assert desk.machine.balloon is not None
+    assert b"8192" == desk.machine.mode.domain.store.read("memory/target")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("line", ["quit", "q"])
