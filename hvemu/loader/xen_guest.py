@@ -52,20 +52,19 @@ def read_notes(image: bytes, name: str) -> XenNotes | None:
     for segment in elf32.program_headers(image, name)[0]:
         if segment.kind != elf32.NOTE:
             continue
-        data, at = image[segment.offset : segment.offset + segment.file_size], 0
-        while at + 12 <= len(data):
-            name_size, size, number = struct.unpack_from("<III", data, at)
-            owner = data[at + 12 : at + 12 + name_size]
+        at, end = segment.offset, min(segment.offset + segment.file_size, len(image))
+        while at + 12 <= end:
+            name_size, size, number = struct.unpack_from("<III", image, at)
             start = at + 12 + (name_size + 3 & ~3)
-            if owner.rstrip(b"\0") == b"Xen" and start + size <= len(data):
-                found[number] = data[start : start + size]
+            if image[at + 12 : at + 12 + name_size].rstrip(b"\0") == b"Xen":
+                found[number] = image[start : start + size]  # may end beyond its segment, as GRUB's last one does
             at = start + (size + 3 & ~3)
     if not found:
         return None
     values = {number: int.from_bytes(found[number][:4], "little") for number in _NUMBERS if number in found}
     if xen.NOTE_ENTRY not in values:
         raise UserError(f"{name} has Xen's notes but no entry point", _HINT)
-    if found.get(xen.NOTE_PAE_MODE, b"").rstrip(b"\0").lower() not in (b"yes", b"bimodal"):
+    if not found.get(xen.NOTE_PAE_MODE, b"").lower().startswith((b"yes", b"bimodal")):
         raise UserError(f"{name} is a paravirtual kernel without PAE, which hvemu does not offer", _HINT)
     return XenNotes(
         values[xen.NOTE_ENTRY],

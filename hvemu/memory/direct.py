@@ -33,7 +33,8 @@ _TOP: Final = 3
 """The slot of an L3 whose table also maps the hypervisor."""
 _TOP_ENTRIES: Final = (HYPERVISOR_START & 0x3FFF_FFFF) >> 21
 """Entries of that table that are the guest's."""
-_L3_ALLOWED: Final = PTE_PRESENT | 0xE00
+_L3_ALLOWED: Final = 0xE67
+"""Present, accessed, dirty, free bits; rights that mean nothing: as Xen lets 32-bit guests have them."""
 _MAXIMUM_COUNT: Final = 0x7FFF_FFFF
 
 _DPL_SHIFT, _SYSTEM_S, _PRESENT, _LONG = 45, 1 << 44, 1 << 47, 1 << 53

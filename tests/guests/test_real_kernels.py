@@ -113,3 +113,23 @@ def test_debian_kernel_boots_to_user_programs_and_reboots(command_line, controll
     if controller == "IO-APIC":
         assert "ACPI: Interpreter enabled" in console
         assert "PCI: Using configuration type 1" in console
+
+
+def test_grub_for_xen_boots_and_obeys_in_mode_pv():
+    """A paravirtual kernel that was made for Xen itself: its own page tables, its console, its store, its power-off."""
+    image = one_file("grub-xen-host", "usr/lib/grub-xen/grub-i386-xen.bin")
+    recording = Recording()
+    machine = build(
+        MachineConfiguration(image=str(image), memory=64 << 20, mode="pv", serial="none"),
+        backends=Backends(recording, NoBackend(), NoBackend()),
+    )
+    recording.when("grub>", lambda: machine.send_serial(b"echo this is $grub_platform on $grub_cpu\r"))
+    while "this is xen on i386" not in recording.text():
+        assert machine.run(machine.mode.position() + 20_000_000) is None
+        assert machine.mode.position() < LINUX_LIMIT
+    machine.send_serial(b"halt\r")
+    stop = machine.run(LINUX_LIMIT)
+    assert stop is not None
+    assert (0, "the guest powered off") == (stop.status, stop.reason)
+    calls = machine.statistics()["exits_by_detail"]["hypercall"]
+    assert {"mmu_update", "mmuext_op", "update_va_mapping", "event_channel_op", "sched_op"} <= set(calls)
