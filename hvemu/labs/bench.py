@@ -31,6 +31,9 @@ _PAGES: Final = 16_384
 _FLUSHES: Final = 20
 _ITERATIONS: Final = 100_000_000
 _FILLS: Final = 1000
+_WORK: Final = {"null": 20_000, "pte": 20_000, "switch": 4_000, "fork": 200}
+"""Pieces of work of the kernel with processes: hypercalls, page-table entries, context switches, forks."""
+_KERNELS: Final = ("native", "trap", "bt", "pv")
 _SPACES, _SPACE_PAGES, _SWITCHES = 8, 16, 50
 
 
@@ -141,6 +144,20 @@ def _hidden_faults_of_switching(shadow: str) -> float:
     return float(machine.statistics()["exits"]["hidden_fault"])
 
 
+def _work(kind: str, mode: str, **changes: Any) -> float:
+    """Seconds for one piece of work of the kernel that is built twice, ported for mode pv."""
+    from hvemu.machine.builder import build
+    from hvemu.testing.catalog import catalog
+    from hvemu.testing.running import guest_configuration
+
+    guest, count = catalog()["processes_pv" if mode == "pv" else "processes"], _WORK[kind]
+
+    def seconds(amount: int) -> float:
+        return _cpu_seconds(build(guest_configuration(guest, mode=mode, append=f"work={kind}:{amount}", **changes)))
+
+    return (seconds(count) - seconds(count // 10)) / (count - count // 10)
+
+
 def _start_up() -> float:
     return _process("-m", "hvemu", "run", "hello", "--serial", "none")
 
@@ -202,6 +219,9 @@ _CASES: dict[str, Callable[[], float]] = {
     "bt_translation": _translation,
     "bt_hits": _hits,
     **{f"switching_{shadow}": partial(_hidden_faults_of_switching, shadow) for shadow in ("cached", "flush")},
+    "pv_null": partial(_work, "null", "pv"),
+    "traced_pte": partial(_work, "pte", "trap", shadow="trace"),
+    **{f"{mode}_{kind}": partial(_work, kind, mode) for kind in ("pte", "switch", "fork") for mode in _KERNELS},
     "start_up": _start_up,
     "import_engine": _import_engine,
     "python": _python,
@@ -252,7 +272,7 @@ class _Row(NamedTuple):
     at_least: bool = False
 
     def __str__(self) -> str:
-        line = f"{self.what:52} {self.value:8.2f} {self.unit:3}"
+        line = f"{self.what:58} {self.value:8.2f} {self.unit:3}"
         if self.goal is None:
             return f"      {line}".rstrip()
         good = self.value >= self.goal if self.at_least else self.value <= self.goal
@@ -300,6 +320,27 @@ def _rows(medians: dict[str, float]) -> list[_Row]:
         ),
         _Row("bt: translating an instruction", cost("bt_translation"), "us"),
         _Row("bt: transfers that the cache follows by itself", 100 * medians["bt_hits"], "%"),
+        _Row("pv: a hypercall that does nothing", cost("pv_null"), "us"),
+        _Row(
+            "pv: a page-table entry, cost of it where each store faults",
+            medians["traced_pte"] / medians["pv_pte"],
+            "x",
+        ),
+        *(
+            row
+            for kind, what in (
+                ("pte", "a page-table entry"),
+                ("switch", "a context switch"),
+                ("fork", "a fork and wait"),
+            )
+            for row in (
+                _Row(f"pv: {what}", cost(f"pv_{kind}"), "us"),
+                *(
+                    _Row(f"pv: {what}, {mode}'s cost of it", medians[f"{mode}_{kind}"] / medians[f"pv_{kind}"], "x")
+                    for mode in _KERNELS[:-1]
+                ),
+            )
+        ),
         _Row(
             "start-up beyond libraries (engine, capstone, ELF)",
             (medians["start_up"] - medians["import_engine"]) / (medians["import_engine"] - medians["python"]),

@@ -66,7 +66,7 @@ class FrameType(IntEnum):
 
 
 _GUEST_ENTRIES: Final = {FrameType.L3: 4, FrameType.L2_TOP: _TOP_ENTRIES}
-_TABLES: Final = (FrameType.L1, FrameType.L2, FrameType.L2_TOP, FrameType.L3)
+_TABLES: Final = frozenset({FrameType.L1, FrameType.L2, FrameType.L2_TOP, FrameType.L3})
 
 
 class DirectPaging:
@@ -176,9 +176,9 @@ class DirectPaging:
         if kind in _TABLES:
             for index, entry in self._present(frame, kind):
                 self._put_entry(kind, index, entry)
-            if kind is FrameType.L2_TOP:
+            if kind == FrameType.L2_TOP:
                 self._memory.write(_top(frame), bytes(PAGE_SIZE - 8 * _TOP_ENTRIES))
-        elif kind is FrameType.WRITABLE:
+        elif kind == FrameType.WRITABLE:
             self._stale.add(frame)
         self._uses[frame] = 0
 
@@ -190,9 +190,9 @@ class DirectPaging:
     def _validate(self, frame: int, kind: FrameType) -> None:
         done: list[tuple[int, int]] = []
         try:
-            if kind is FrameType.DESCRIPTORS:
+            if kind == FrameType.DESCRIPTORS:
                 self._validate_descriptors(frame)
-            elif kind is not FrameType.WRITABLE:
+            elif kind != FrameType.WRITABLE:
                 for index, entry in self._present(frame, kind):
                     self._get_entry(kind, index, entry)
                     done.append((index, entry))
@@ -200,7 +200,7 @@ class DirectPaging:
             for index, entry in done:
                 self._put_entry(kind, index, entry)
             raise
-        if kind is FrameType.L2_TOP:
+        if kind == FrameType.L2_TOP:
             self._memory.write(_top(frame), self.top_entries.ljust(PAGE_SIZE - 8 * _TOP_ENTRIES, b"\0"))
 
     def _present(self, frame: int, kind: FrameType) -> list[tuple[int, int]]:
@@ -210,12 +210,12 @@ class DirectPaging:
 
     # ------------------------------------------------------------------ entries
 
-    def _get_entry(self, kind: FrameType, index: int, entry: int) -> None:
+    def _get_entry(self, kind: int, index: int, entry: int) -> None:
         """Take the references that a present entry means."""
         frame = (entry & _FRAME) >> PAGE_SHIFT
         if entry & _RESERVED:
             raise HypercallError(Errno.EINVAL)
-        if kind is FrameType.L1:
+        if kind == FrameType.L1:
             self.get(frame)
             if entry & PTE_WRITABLE:
                 try:
@@ -224,7 +224,7 @@ class DirectPaging:
                     self.put(frame)
                     raise
             return
-        if kind is FrameType.L3:
+        if kind == FrameType.L3:
             if entry & ~_FRAME & ~_L3_ALLOWED:
                 raise HypercallError(Errno.EINVAL)
             below = FrameType.L2_TOP if index == _TOP else FrameType.L2
@@ -235,10 +235,10 @@ class DirectPaging:
         self.get_type(frame, below)
         self.get(frame)
 
-    def _put_entry(self, kind: FrameType, index: int, entry: int) -> None:
+    def _put_entry(self, kind: int, index: int, entry: int) -> None:
         """Let go of them."""
         frame = (entry & _FRAME) >> PAGE_SHIFT
-        if kind is not FrameType.L1 or entry & PTE_WRITABLE:
+        if kind != FrameType.L1 or entry & PTE_WRITABLE:
             self.put_type(frame)
         self.put(frame)
 
@@ -257,27 +257,27 @@ class DirectPaging:
             return
         if command not in (MMU_NORMAL, MMU_PRESERVE_AD) or pointer & 4 or not self.is_guests(frame):
             raise HypercallError(Errno.EINVAL)
-        kind = self.type_of(frame)
+        kind = self._type[frame] if self._uses[frame] else FrameType.NONE
         if kind in _TABLES:
-            if command == MMU_PRESERVE_AD and kind is FrameType.L1:
+            if command == MMU_PRESERVE_AD and kind == FrameType.L1:
                 value = value & ~(PTE_ACCESSED | PTE_DIRTY) | self.entry(address) & (PTE_ACCESSED | PTE_DIRTY)
             self._set_entry(frame, kind, address, value)
-        elif kind is FrameType.DESCRIPTORS:
+        elif kind == FrameType.DESCRIPTORS:
             raise HypercallError(Errno.EINVAL)
         else:
             self._memory.write(address, _ENTRY.pack(value))  # data, or a table to be
 
-    def _set_entry(self, frame: int, kind: FrameType, address: int, value: int) -> None:
+    def _set_entry(self, frame: int, kind: int, address: int, value: int) -> None:
         index, before = (address & (PAGE_SIZE - 1)) >> 3, self.entry(address)
-        if kind is FrameType.L2_TOP and index >= _TOP_ENTRIES:
+        if kind == FrameType.L2_TOP and index >= _TOP_ENTRIES:
             raise HypercallError(Errno.EINVAL)
-        counts = kind is not FrameType.L3 or index < 4
+        counts = kind != FrameType.L3 or index < 4
         if counts and value & PTE_PRESENT:
             self._get_entry(kind, index, value)
         self._memory.write(address, _ENTRY.pack(value))
         if counts and before & PTE_PRESENT:
             self._put_entry(kind, index, before)
-        if kind is FrameType.L3 and frame == self.base and counts:
+        if kind == FrameType.L3 and frame == self.base and counts:
             self._pointed(frame)
 
     def leaf_address(self, linear: int) -> int:

@@ -143,6 +143,7 @@ class ParavirtualView:
 
     def __init__(self, vcpu: Vcpu, paging: DirectPaging) -> None:
         self._vcpu, self._paging = vcpu, paging
+        self._registers = PagingRegisters(_CR0, 0, _CR4, EFER_NXE)
         self.masked: Callable[[], bool] = lambda: False
         """Whether events are held off: the guest's IF."""
         self.gpr, self.set_gpr = vcpu.gpr, vcpu.set_gpr
@@ -165,7 +166,9 @@ class ParavirtualView:
 
     def paging(self) -> PagingRegisters:
         """The guest's own tables, which are the MMU's."""
-        return PagingRegisters(_CR0, max(self._paging.base, 0) << PAGE_SHIFT, _CR4, EFER_NXE)
+        if self._registers.cr3 != self._paging.base << PAGE_SHIFT:
+            self._registers = PagingRegisters(_CR0, max(self._paging.base, 0) << PAGE_SHIFT, _CR4, EFER_NXE)
+        return self._registers
 
     def gdt(self) -> TableRegister:
         """Where the descriptors are is the hypervisor's affair."""

@@ -5,7 +5,7 @@ is refused raises HypercallError and has changed nothing, but for what it had al
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from hvemu.devices.contract import Clock, Timer
@@ -25,6 +25,7 @@ _TRAP: Final = struct.Struct("<BBHI")
 _RESERVATION: Final = struct.Struct("<IIIIH")
 _MOST_OPERATIONS: Final = 1 << 16
 """Requests that one transition to the hypervisor may ask for, in all."""
+_READ_AT_ONCE: Final = 128
 _LONGEST_LINE: Final = 4096
 _TABLES: Final = {
     xen.MMUEXT_PIN_L1: FrameType.L1,
@@ -117,6 +118,19 @@ class Hypercalls:
             self._guest.write(here + 4, struct.pack("<i", result))
         return 0
 
+    def _listed(self, at: int, count: int, layout: struct.Struct) -> Iterator[tuple[int, ...]]:
+        """A list in the guest's memory, read by the hundred; raises where it cannot be read."""
+        size = layout.size
+        for start in range(0, count, _READ_AT_ONCE):
+            part = min(_READ_AT_ONCE, count - start)
+            try:
+                data = self._guest.read(at + start * size, part * size)
+            except HypercallError:
+                for index in range(start, start + part):  # up to the one that cannot be read
+                    yield layout.unpack(self._guest.read(at + index * size, size))
+            else:
+                yield from layout.iter_unpack(data)
+
     def _report(self, at: int, done: int) -> None:
         if at:
             self._guest.write(at, _U32.pack(done))
@@ -128,9 +142,9 @@ class Hypercalls:
         _require(domain == xen.DOMID_SELF, Errno.ESRCH)
         done, error = 0, 0
         try:
-            for index in range(self._spend(count)):
-                pointer, value = _PAIR.unpack(self._guest.read(at + index * _PAIR.size, _PAIR.size))
-                self._paging.update(pointer, value)
+            update = self._paging.update
+            for pointer, value in self._listed(at, self._spend(count), _PAIR):
+                update(pointer, value)
                 done += 1
         except HypercallError as refused:
             error = -refused.errno
@@ -153,15 +167,15 @@ class Hypercalls:
         _require(domain == xen.DOMID_SELF, Errno.ESRCH)
         done, error = 0, 0
         try:
-            for index in range(self._spend(count)):
-                self._extended(*_EXTENDED.unpack(self._guest.read(at + index * _EXTENDED.size, _EXTENDED.size)))
+            for command, first, second in self._listed(at, self._spend(count), _EXTENDED):
+                self._extended(command, first, second)
                 done += 1
         except HypercallError as refused:
             error = -refused.errno
         self._report(report, done)
         return error
 
-    def _extended(self, command: int, first: int, _second: int) -> None:
+    def _extended(self, command: int, first: int, second: int) -> None:
         paging = self._paging
         if command in _TABLES:
             paging.pin(first, _TABLES[command])
@@ -174,7 +188,7 @@ class Hypercalls:
         elif command in (xen.MMUEXT_INVLPG_LOCAL, xen.MMUEXT_INVLPG_ALL, xen.MMUEXT_INVLPG_MULTI):
             self._cpu.invalidate(first)
         elif command == xen.MMUEXT_SET_LDT:
-            _require(_second == 0, Errno.ENOSYS)  # no LDT is the only one offered
+            _require(second == 0, Errno.ENOSYS)  # no LDT is the only one offered
         elif command != xen.MMUEXT_FLUSH_CACHE:
             raise HypercallError(Errno.EINVAL if command == xen.MMUEXT_PIN_L4 else Errno.ENOSYS)
 
