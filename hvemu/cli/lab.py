@@ -14,6 +14,7 @@ class Lab(NamedTuple):
 
 
 LABS = {
+    "port": Lab("what it takes to port a kernel to mode pv, in lines", "hvemu.labs.port"),
     "sensitive": Lab("the 18 sensitive instructions in each mode: what traps, what leaks", "hvemu.labs.sensitive"),
 }
 

@@ -12,6 +12,8 @@ from hvemu.cli.console import Console, TerminalConsole, open_console
 from hvemu.cli.ending import Ending
 from hvemu.cli.options import parse
 from hvemu.cli.translation_log import open_translation_log
+from hvemu.loader.contract import read_file
+from hvemu.loader.symbols import read_symbols
 from hvemu.machine.board import Backends
 from hvemu.machine.builder import build
 from hvemu.machine.configuration import MachineConfiguration, to_toml
@@ -33,9 +35,11 @@ def main(arguments: list[str]) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         tracer = Tracer()
-        for path in (options.ledger, options.trace, options.translation_log):
+        results = [path for path in (options.ledger, options.trace, options.translation_log) if path is not None]
+        for path in results:
             _check_writable(path)
             _check_spares_image(path, configuration)
+        _check_own_files(results)
         if options.trace:
             tracer.subscribe(JsonLines(stack.enter_context(_trace_file(options.trace, tracer))))
         on_screen = configuration.display == "text" and configuration.serial == "none"
@@ -47,7 +51,8 @@ def main(arguments: list[str]) -> int:
         machine = build(configuration, backends=Backends(line, second, line), tracer=tracer)
         if options.translation_log:
             assert isinstance(machine.mode, HandingOver)
-            log = open_translation_log(options.translation_log, tracer.failures)
+            symbols = read_symbols(read_file(configuration.image, "image"))
+            log = open_translation_log(options.translation_log, tracer.failures, symbols)
             machine.mode.translated = stack.enter_context(log)
         console.receive = _keyboard(machine) if on_screen else machine.send_serial
         if console.announcement:
@@ -99,10 +104,8 @@ def _gdb_stub(machine: Machine, address: tuple[str, int] | None, holding: bool) 
     return stub
 
 
-def _check_writable(path: str | None) -> None:
+def _check_writable(path: str) -> None:
     """Before the guest runs: whether a result can be written; raises UserError. Nothing is created or emptied."""
-    if path is None:
-        return
     folder = os.path.dirname(path) or "."
     try:
         writable = os.access(path, os.W_OK) and not os.path.isdir(path)
@@ -114,15 +117,24 @@ def _check_writable(path: str | None) -> None:
     except (OSError, ValueError):
         writable = False
     if not writable:
-        raise UserError(f"Cannot write '{path}'", "Give a path in a folder that exists.")
+        what = "it is a folder" if os.path.isdir(path) else "there is no such folder, or no right to write there"
+        raise UserError(f"Cannot write '{path}': {what}", "Give a path in a folder that exists.")
 
 
-def _check_spares_image(path: str | None, configuration: MachineConfiguration) -> None:
+def _check_own_files(paths: list[str]) -> None:
+    """Two results in one file would overwrite each other; raises UserError. Devices take both."""
+    files = [os.path.realpath(path) for path in paths if not os.path.exists(path) or os.path.isfile(path)]
+    for path in files:
+        if files.count(path) > 1:
+            raise UserError(f"Two results go to '{path}'", "Give each a file of its own.")
+
+
+def _check_spares_image(path: str, configuration: MachineConfiguration) -> None:
     """A result must not be written over what is to be booted, or will be next time; raises UserError."""
     inputs = [configuration.image, configuration.initrd, *(text.partition(" ")[0] for text in configuration.modules)]
-    for source in inputs if path is not None else ():
+    for source in inputs:
         with contextlib.suppress(OSError, ValueError):  # the one is not there yet, or the other never was
-            if os.path.isfile(source) and os.path.samefile(path or "", source):
+            if os.path.isfile(source) and os.path.samefile(path, source):
                 raise UserError(f"'{path}' is what the guest is made of", "Give results a file of their own.")
 
 

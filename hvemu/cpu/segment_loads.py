@@ -249,7 +249,7 @@ def interrupt_return(cpu: CpuPort, memory: GuestPhysicalMemory, size: int) -> No
         _task_return(cpu, memory)
     offset, selector, popped = _pop(cpu, memory, 3, size)
     if popped & FLAG_VM and size == 4 and cpl == 0:
-        raise NotEmulated("IRET goes to virtual-8086 mode, which a CPU in long mode does not have")
+        raise NotEmulated("IRET goes to virtual-8086 mode, which does not exist in ring 1; use --mode native")
     selector &= 0xFFFF
     target = selector & 3
     if target < cpl:

@@ -43,7 +43,13 @@ class Symbols:
         return len(self._sorted)
 
     def address(self, name: str) -> int | None:
-        """Where this is."""
+        """Where this is: a name, or a name and a distance as ``place`` writes them."""
+        symbol, plus, distance = name.rpartition("+")
+        if plus and symbol in self._addresses:
+            try:
+                return (self._addresses[symbol] + int(distance, 0)) & 0xFFFF_FFFF
+            except ValueError:
+                return None
         return self._addresses.get(name)
 
     def place(self, address: int) -> str:

@@ -511,7 +511,7 @@ class DeprivilegedCpu:
     def _require_protected_mode(cr0: int) -> None:
         if not cr0 & CR0_PE:
             raise NotEmulated(
-                "mode trap cannot run real mode, because a CPU has no privilege levels there; use --mode native"
+                "mode trap cannot run real mode, because a CPU has no privilege levels there; use --mode native or bt"
             )
 
 

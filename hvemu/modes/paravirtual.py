@@ -61,7 +61,7 @@ from hvemu.memory.direct import DirectPaging, FrameType
 from hvemu.memory.frame_pool import FramePool
 from hvemu.memory.walk import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_USER, PTE_WRITABLE
 from hvemu.modes.deprivileged import LDT_SELECTOR, TASK_SELECTOR, VMM_BASE, HypervisorPages
-from hvemu.modes.reflection import Reflection
+from hvemu.modes.reflection import NO_VIRTUAL_8086, Reflection
 from hvemu.modes.stretches import Services
 from hvemu.modes.written_frames import WrittenFrames
 from hvemu.paravirtual.domain import Domain, DomainServices
@@ -548,6 +548,8 @@ class ParavirtualMode(Reflection):
 
     def _deliver_event(self, event: Event) -> TripleFault | Unsupported | Escalated | None:
         """To the handler in the trap table."""
+        if self.vcpu.eflags() & FLAG_VM:
+            return Unsupported(NO_VIRTUAL_8086)
         history = [event]
         flags, selector, address = self._traps.get(event.vector, (0, 0, 0))
         if event.software and self.vcpu.cpl() > flags & xen.TRAP_DPL:

@@ -1,11 +1,16 @@
 """What modes that deprivilege a kernel have in common: the physical CPU brings every exception to the hypervisor."""
 
+from typing import Final
+
 from hvemu.cpu.delivery import PAGE_FAULT, Event
 from hvemu.modes.direct_execution import DirectExecution
 from hvemu.modes.live_cpu import LiveCpu
 from hvemu.modes.stretches import Services
 from hvemu.trace.events import Exited
 from hvemu.vocabulary.exits import AssistKind, ExitKind
+
+NO_VIRTUAL_8086: Final = "the guest went to virtual-8086 mode, which does not exist here; use --mode native"
+"""The engine lets IRET go there from any ring, even in compatibility mode; a CPU would not."""
 
 
 class Reflection(DirectExecution):

@@ -26,7 +26,7 @@ from hvemu.cpu.delivery import (
 from hvemu.cpu.msr import EFER
 from hvemu.cpu.privileged import PrivilegedInstructions
 from hvemu.cpu.segment_loads import NotEmulated
-from hvemu.cpu.state import FLAG_TF, VirtualCpu, accessed
+from hvemu.cpu.state import FLAG_TF, FLAG_VM, VirtualCpu, accessed
 from hvemu.engine import layout
 from hvemu.engine.block_clock import BUDGET
 from hvemu.memory.frame_pool import FramePool
@@ -34,7 +34,7 @@ from hvemu.memory.shadow import MMIO_WINDOW, ShadowPaging, ShadowPolicy, Traced
 from hvemu.memory.walk import walk
 from hvemu.modes.audit import Audit
 from hvemu.modes.deprivileged import DeprivilegedCpu, HypervisorPages
-from hvemu.modes.reflection import Reflection
+from hvemu.modes.reflection import NO_VIRTUAL_8086, Reflection
 from hvemu.modes.stretches import Services
 from hvemu.trace.events import Exited, Warned
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE, Position
@@ -111,7 +111,7 @@ class TrapMode(Reflection):
             guest.reset(cpu.paging(), cpu.gdtr, cpu.idtr, cpu.ldtr, cpu.tr, cpu.cr2)
         except NotEmulated as problem:
             text = str(problem)
-            raise UserError(text[0].upper() + text[1 : text.index(";")], "Use --mode native.") from None
+            raise UserError(text[0].upper() + text[1 : text.index(";")], "Use --mode native or bt.") from None
         for index, value in enumerate(cpu.gprs):
             vcpu.set_gpr(index, value)
         guest.set_eflags(cpu.flags)
@@ -171,6 +171,8 @@ class TrapMode(Reflection):
     # ------------------------------------------------------------------ exits
 
     def _deliver_event(self, event: Event) -> TripleFault | Unsupported | Escalated | None:
+        if self.vcpu.eflags() & FLAG_VM:
+            return Unsupported(NO_VIRTUAL_8086)
         try:
             return deliver(self._guest, self.memory, event)
         except NotEmulated as problem:

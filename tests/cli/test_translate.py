@@ -264,6 +264,8 @@ def test_the_options_of_run_that_say_what_is_loaded_work(tmp_path: Path, capsys:
         (["realmode_boot"], "starts with 16-bit code, which mode bt runs untranslated. Give the address of"),
         (["hello", "--at", "0xf0000000"], "No code can be fetched at 0xf0000000: the guest has 0x1000000 bytes"),
         (["hello", "--at", "nowhere"], "has no symbol 'nowhere'. Give --at an address"),
+        (["hello", "--at", "nowhere+1"], "has no symbol 'nowhere+1'. Give --at an address"),
+        (["hello", "--at", "main+x"], "has no symbol 'main+x'. Give --at an address"),
         (["realmode_boot", "--at", "main"], "has no symbols. Give --at an address"),
         (["hello", "--at", "0x100000000"], "does not fit into 32 bits. Give --at"),
         (["hello", "--at", "0x"], "'0x' is not a number. Write it as"),
@@ -317,8 +319,9 @@ def test_the_log_has_every_unit_in_the_order_of_translation(tmp_path: Path) -> N
     units = logged(log)
     assert [f"unit {number}:" for number in range(1, len(units) + 1)] == [unit[: unit.index(":") + 1] for unit in units]
     assert len(units) == json.loads(ledger.read_text())["translation"]["translated_unit"]
-    (entry,) = translations(MachineConfiguration(str(catalog()["ring3"].image))).units
-    assert "\n".join(translation_lines(entry, "unit 1")) == units[0]
+    found = translations(MachineConfiguration(str(catalog()["ring3"].image)))
+    assert "\n".join(translation_lines(found.units[0], "unit 1", found.symbols.place)) == units[0]
+    assert "<_start>" in units[0]
 
 
 def test_the_log_does_not_change_the_run(tmp_path: Path) -> None:
@@ -370,6 +373,12 @@ def test_a_mode_that_does_not_translate_has_no_log(mode: str, tmp_path: Path, ca
     assert not log.exists()
 
 
+def test_a_place_is_given_as_it_is_shown(capsys: Captured) -> None:
+    """A name and a distance."""
+    assert 0 == main(["translate", "compute", "--at", "main+0x3"])
+    assert "<main+0x3>" in capsys.readouterr().out.splitlines()[0]
+
+
 @pytest.mark.parametrize("name", ["nowhere/log", "", "."])
 def test_a_log_that_cannot_be_written_is_a_mistake(
     name: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
@@ -378,8 +387,17 @@ def test_a_log_that_cannot_be_written_is_a_mistake(
     monkeypatch.chdir(tmp_path)
     assert 2 == main(["run", "hello", "--mode", "bt", "--translation-log", name])
     output = capsys.readouterr()
-    assert f"Cannot write '{name}'. Give a path in a folder that exists." in output.err
+    why = "it is a folder" if name == "." else "there is no such folder, or no right to write there"
+    assert f"Cannot write '{name}': {why}. Give a path in a folder that exists." in output.err
     assert "" == output.out
+
+
+def test_two_results_in_one_file_are_a_mistake(tmp_path: Path, capsys: Captured) -> None:
+    """They would overwrite each other; by whatever name. A device takes both."""
+    both = str(tmp_path / "both"), str(tmp_path / "." / "both")
+    assert 2 == main(["run", "hello", "--mode", "bt", "--translation-log", both[0], "--ledger", both[1]])
+    assert f"Two results go to '{both[0]}'. Give each a file of its own." in capsys.readouterr().err
+    assert 33 == main(["run", "hello", "--mode", "bt", "--translation-log", "/dev/null", "--ledger", "/dev/null"])
 
 
 @pytest.mark.parametrize("option", ["--translation-log", "--trace", "--ledger"])

@@ -10,6 +10,7 @@ from hvemu.machine.configuration import MachineConfiguration
 from hvemu.testing.catalog import catalog
 from hvemu.testing.running import guest_configuration, run_guest
 from hvemu.vocabulary.errors import UserError
+from tests.modes.small_kernel import Kernel
 
 BASE = 0x10_0000
 
@@ -170,3 +171,14 @@ def test_the_host_clock_works_without_the_block_clock(guest, words, mode):
     result = run_guest(guest_configuration(row, mode=mode, clock="host"), keys=row.input, keys_after=row.input_after)
     assert result.status & 1, result.console
     assert words in result.console
+
+
+@pytest.mark.parametrize("mode", ["trap", "bt"])
+def test_virtual_8086_mode_ends_the_guest_with_a_sentence(mode):
+    """The engine would let IRET go there from ring 1; the next thing that happens there is the end."""
+    segments = "6a00 6a00 6a00 6a00 6a00 68$00006000 68$00020002 6a00 68$00007000"
+    kernel = Kernel(mode, f"bc$00170000 {segments} cf", data={0x7000: "b89090 0f0b"})
+    kernel.machine.run(100_000)
+    assert 64 == kernel.machine.stop.status
+    assert "virtual-8086 mode, which does not exist" in kernel.machine.stop.reason
+    assert "use --mode native" in kernel.machine.stop.reason
