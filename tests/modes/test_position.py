@@ -15,7 +15,7 @@ from hvemu.testing.catalog import catalog
 from hvemu.testing.running import guest_configuration, run_guest
 from hvemu.vocabulary.exits import MNEMONICS, ExitKind
 
-GUESTS = ("ring3", "preempt", "paging", "faults", "interrupts", "selfmod", "hello", "realmode_boot")
+GUESTS = ("ring3", "preempt", "paging", "faults", "interrupts", "selfmod", "hello", "realmode_boot", "processes_pv")
 CASES = [(name, mode) for name in GUESTS for mode in catalog()[name].modes if mode in MODES]
 CACHING = {ExitKind.HIDDEN_FAULT, ExitKind.TRACED_WRITE}
 """Exits by which a mode fills its caches; how many there are is its own affair."""
