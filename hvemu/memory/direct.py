@@ -89,6 +89,8 @@ class DirectPaging:
         self._uses = array("I", bytes(4 * self.frames))
         self._references = array("I", bytes(4 * self.frames))
         self._pinned: set[int] = set()
+        self.work = 0
+        """Entries looked at so far; whoever serves the guest resets it, to bound what one request can cost."""
         self._stale: set[int] = set()  # frames that the TLB may still know as writable
         self.base = -1
         """The frame of the L3 that is in use."""
@@ -205,6 +207,7 @@ class DirectPaging:
 
     def _present(self, frame: int, kind: FrameType) -> list[tuple[int, int]]:
         """Entries that refer to something, with their places; of an L3 only four count."""
+        self.work += ENTRIES
         entries = _TABLE.unpack_from(self._memory.view, frame << PAGE_SHIFT)[: _GUEST_ENTRIES.get(kind, ENTRIES)]
         return [(index, entry) for index, entry in enumerate(entries) if entry & PTE_PRESENT]
 
@@ -329,6 +332,7 @@ class DirectPaging:
 
     def _validate_descriptors(self, frame: int) -> None:
         """Every descriptor of a page; those of ring 0 are moved to ring 1."""
+        self.work += ENTRIES
         values = _TABLE.unpack_from(self._memory.view, frame << PAGE_SHIFT)
         checked = [checked_descriptor(value) for value in values]
         for index, (value, good) in enumerate(zip(values, checked, strict=True)):

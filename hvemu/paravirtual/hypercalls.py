@@ -25,6 +25,8 @@ _TRAP: Final = struct.Struct("<BBHI")
 _RESERVATION: Final = struct.Struct("<IIIIH")
 _MOST_OPERATIONS: Final = 1 << 16
 """Requests that one transition to the hypervisor may ask for, in all."""
+_MOST_WORK: Final = 1 << 21
+"""Table entries and the like that it may make the hypervisor look at; all tables of a full address space are half."""
 _READ_AT_ONCE: Final = 128
 _LONGEST_LINE: Final = 4096
 _TABLES: Final = {
@@ -86,12 +88,15 @@ class Hypercalls:
     def call(self, number: int, arguments: Arguments) -> int:
         """Carry one out; returns the result, negative for an error."""
         self._budget = _MOST_OPERATIONS
+        self._paging.work = 0
         return self._carry_out(number, arguments)
 
     def _carry_out(self, number: int, arguments: Arguments) -> int:
         function = self._table.get(number)
         if function is None:
             return -Errno.ENOSYS
+        if self._paging.work > _MOST_WORK:
+            return -Errno.E2BIG
         try:
             return function(arguments)
         except HypercallError as refused:
@@ -144,6 +149,7 @@ class Hypercalls:
         try:
             update = self._paging.update
             for pointer, value in self._listed(at, self._spend(count), _PAIR):
+                _require(self._paging.work <= _MOST_WORK, Errno.E2BIG)
                 update(pointer, value)
                 done += 1
         except HypercallError as refused:
@@ -168,6 +174,7 @@ class Hypercalls:
         done, error = 0, 0
         try:
             for command, first, second in self._listed(at, self._spend(count), _EXTENDED):
+                _require(self._paging.work <= _MOST_WORK, Errno.E2BIG)
                 self._extended(command, first, second)
                 done += 1
         except HypercallError as refused:
@@ -242,6 +249,7 @@ class Hypercalls:
             return 0
         for index in range(256):
             vector, flags, selector, address = _TRAP.unpack(self._guest.read(at + index * _TRAP.size, _TRAP.size))
+            self._paging.work += 8
             if not address:
                 break
             self._cpu.set_trap(vector, flags, selector, address)
@@ -363,6 +371,7 @@ class Hypercalls:
             return 0
         _require(command == xen.CONSOLE_WRITE, Errno.ENOSYS)
         _require(count <= _LONGEST_LINE, Errno.E2BIG)
+        self._paging.work += count
         self._write_line(self._guest.read(at, count))
         return 0
 

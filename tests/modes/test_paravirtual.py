@@ -398,6 +398,26 @@ def test_the_table_of_machine_frames_is_read_only():
     assert (3, domain.labels["here"]) == frame[:2]
 
 
+def test_one_transition_is_not_for_ever():
+    """Pinning and unpinning a table again and again is cut short, and the kernel is told how far it came."""
+    many, at = 6_000, 0x20_0000
+    pin, unpin = (struct.pack("<III", command, (USER + OFFSET) >> 12, 0) for command in (0, 4))
+    unmap = call(Hypercall.UPDATE_VA_MAPPING, USER, 0, 0, 2)
+    pins = call(Hypercall.MMUEXT_OP, at, many, SCRATCH, SELF)
+    domain = run(f"{unmap} {pins} {eax_to(SCRATCH + 4)} {STOP}", data={at: (pin + unpin) * (many // 2)})
+    done, result = domain.words(SCRATCH, 2)
+    assert -7 & 0xFFFF_FFFF == result
+    assert 4_000 < done < 4_200
+
+
+def test_a_multicall_in_a_multicall_is_refused():
+    """And iret, which could not come back."""
+    for number in (Hypercall.MULTICALL, Hypercall.IRET):
+        entry = struct.pack("<8I", number, 0, REQUESTS, 1, 0, 0, 0, 0)
+        domain = run(f"{call(Hypercall.MULTICALL, REQUESTS, 1)} {STOP}", data={REQUESTS: entry})
+        assert (-22 & 0xFFFF_FFFF,) == domain.words(REQUESTS + 4)
+
+
 def test_leaving_and_entering_again_changes_nothing():
     """As in every mode."""
     text = f"{map_shared()} {UNMASK_UPCALLS} b9$100 top: 40 49 75~top {STOP}"
