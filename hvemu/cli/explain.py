@@ -238,6 +238,20 @@ EXPLANATIONS: dict[str, Explanation] = {
         " hvemu explain NAME tells what one does.",
         "Barham et al., SOSP 2003; Xen's public headers",
     ),
+    ExitKind.VMCALL: Explanation(
+        "The guest asked KVM for something by VMCALL or VMMCALL. The detail is the hypercall: EAX.",
+        "A kernel that found KVM's leaves in CPUID (--hypervisor-leaves kvm); without these it is #UD. There is little"
+        " to ask with one processor: vapic_poll_irq and kick_cpu do nothing, user code is refused, others are unknown.",
+        "The engine raises #UD, hvemu/modes/direct_execution.py looks at it, hvemu/paravirtual/kvm.py answers.",
+        "Linux, Documentation/virt/kvm/x86/hypercalls.rst",
+    ),
+    ExitKind.HYPERV_CALL: Explanation(
+        "The guest called the hypercall page of Hyper-V, which executes VMCALL. The detail is the call code.",
+        "A kernel that found Hyper-V's leaves in CPUID (--hypervisor-leaves hyperv) and enabled the page by an MSR."
+        " No code is offered: every one is invalid.",
+        "The engine raises #UD, hvemu/modes/direct_execution.py looks at it, hvemu/paravirtual/hyperv.py answers.",
+        "TLFS, Hypercall interface",
+    ),
     ParavirtualEvent.UPCALL: Explanation(
         "The guest was called up because events wait for it, which it had not masked.",
         "Its timer, its console, whatever is at the other end of an event channel.",

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hvemu.cpu.hypervisor_leaves import HYPERVISOR_LEAVES
 from hvemu.machine.configuration import (
     CPU_MODELS,
     LOADERS,
@@ -61,6 +62,11 @@ def parser() -> argparse.ArgumentParser:
     add("--mode", choices=MODES, help="the virtualization technique")
     add("--shadow", choices=SHADOWS, help="shadow paging: cached, flushed on CR3 loads, tracing all writes, or simple")
     add("--audit", action="store_true", default=None, help="warn when a sensitive instruction lies (mode trap, slow)")
+    add(
+        "--hypervisor-leaves",
+        choices=tuple(HYPERVISOR_LEAVES),
+        help="whose interface CPUID shows and the machine offers (default: xen in mode pv, else none)",
+    )
     add("--serial", "-serial", metavar="WHERE", help="COM1: stdio, none, FILE, tcp:PORT or pty")
     add("--display", "-display", choices=("none", "text"), help="show the VGA text screen")
     add("-nographic", action="store_true", help="same as --display none --serial stdio")
@@ -106,7 +112,18 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, MachineConfiguratio
     if options.smp not in (None, "1"):
         raise UserError(f"-smp {options.smp} is not possible", "hvemu has one CPU per machine so far; use -smp 1.")
     values: dict[str, Any] = {}
-    for key in ("mode", "shadow", "audit", "serial", "display", "clock", "strict", "reboot", "name"):
+    for key in (
+        "mode",
+        "shadow",
+        "audit",
+        "hypervisor_leaves",
+        "serial",
+        "display",
+        "clock",
+        "strict",
+        "reboot",
+        "name",
+    ):
         if getattr(options, key) is not None:
             values[key] = getattr(options, key)
     if options.nographic:

@@ -1,6 +1,7 @@
 """CPUID as the guest sees it: the engine's leaves, minus what the machine does not have.
 
-Masks only take away, except for the local APIC and the invariant TSC, which the machine adds. Not shown although an
+Masks only take away, except for the local APIC and the invariant TSC, which the machine adds, and for the leaves of a
+hypervisor, where these are wanted. Not shown although an
 engine model has them: long mode (32-bit guests only so far), AVX and XSAVE (the engine decodes them wrongly), RDRAND
 and RDSEED (host entropy would break determinism), x2APIC, MONITOR, SVM and VMX, machine check, SMEP and SMAP.
 Bits: SDM vol. 2A, CPUID; APM vol. 3, appendix E.
@@ -14,6 +15,8 @@ def _bits(*positions: int) -> int:
     return sum(1 << position for position in positions)
 
 
+HYPERVISOR_PRESENT = 1 << 31
+"""In ECX of leaf 1: no CPU sets it, so that hypervisors can."""
 _HIDDEN_1_ECX = _bits(2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 17, 18, 21, 24, 26, 27, 28, 29, 30, 31)
 _HIDDEN_1_EDX = _bits(1, 7, 14, 18, 21, 22, 28, 29, 30, 31)
 _SHOWN_7_EBX = _bits(9, 19)  # ERMS, ADX
@@ -38,7 +41,9 @@ FEATURE_BITS = {
 class CpuId:
     """The table a CPUID instruction looks into."""
 
-    def __init__(self, engine_leaves: Leaves, *, without: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, engine_leaves: Leaves, *, without: frozenset[str] = frozenset(), hypervisor: Leaves | None = None
+    ) -> None:
         leaves = dict(engine_leaves)
         highest = leaves[0, 0][0]
         highest_extended = leaves.get((0x8000_0000, 0), _NOTHING)[0]
@@ -71,6 +76,10 @@ class CpuId:
                 values = list(leaves[leaf, 0])
                 values[register] &= ~(1 << bit)
                 leaves[leaf, 0] = (values[0], values[1], values[2], values[3])
+        if hypervisor:
+            eax, ebx, ecx, edx = leaves[1, 0]
+            leaves[1, 0] = (eax, ebx, ecx | HYPERVISOR_PRESENT, edx)
+            leaves.update(hypervisor)
         self.leaves = leaves
         self._highest_basic = highest
 

@@ -1,7 +1,8 @@
 """Model-specific registers: what RDMSR and WRMSR find. An unknown register is #GP, as SDM vol. 4 demands.
 
 Called by the modes for RDMSR and WRMSR. Plain registers are storage; TSC, APIC_BASE, EFER and the SYSENTER trio call
-out. Not emulated: machine check, performance counters, microcode updates, debug store.
+out; so do those that a hypervisor adds. Not emulated: machine check, performance counters, microcode updates, debug
+store.
 """
 
 from collections.abc import Callable
@@ -64,6 +65,31 @@ class MsrError(Exception):
     """The access is #GP(0) to the guest; never leaves the mode."""
 
 
+class SyntheticRegisters:
+    """MSRs that no CPU has, but a hypervisor offers to a guest that knows it; this class has none."""
+
+    numbers: frozenset[int] = frozenset()
+
+    def __init__(self) -> None:
+        self.values: dict[int, int] = {}
+        """Where all MSRs of the CPU are kept, these as well as far as they hold anything."""
+
+    def reset_values(self) -> dict[int, int]:
+        """What is kept, as after power-on."""
+        return {}
+
+    def read(self, index: int) -> int:
+        """Value of one of ``numbers``; raises MsrError."""
+        raise MsrError
+
+    def write(self, index: int, value: int) -> None:
+        """Write one of ``numbers``; raises MsrError."""
+        raise MsrError
+
+    def counter_written(self) -> None:
+        """The guest has moved its time-stamp counter."""
+
+
 class ModelSpecificRegisters:
     """The MSRs of one vCPU. ``read_tsc`` gives the counter before the guest's own offset."""
 
@@ -74,18 +100,21 @@ class ModelSpecificRegisters:
         no_execute: bool,
         long_mode: bool = False,
         apic_enable: Callable[[bool], None] = lambda enabled: None,
+        synthetic: SyntheticRegisters | None = None,
     ) -> None:
         self._read_tsc = read_tsc
         self._apic_enable = apic_enable
         self._efer_allowed = (EFER_NXE if no_execute else 0) | (EFER_SCE if long_mode else 0)
-        self.values = self.reset_values()
+        self._synthetic = synthetic or SyntheticRegisters()
+        self.values = self._synthetic.values = self.reset_values()
         """By number; under TSC is what to add to the clock, so that a CPU's state holds all there is to know."""
         self.changed: Callable[[int, int], None] = lambda index, value: None
-        """Told of every write, so that the engine's own copies follow."""
+        """Told of every write but those to what a hypervisor adds, so that the engine's own copies follow."""
 
     def reset_values(self) -> dict[int, int]:
         """Every register as after power-on."""
-        return {**_PLAIN, TSC: 0, APIC_BASE: LAPIC_BASE | 0x900, EFER: 0}  # APIC enabled, bootstrap processor
+        enabled = LAPIC_BASE | 0x900  # and the bootstrap processor
+        return {**_PLAIN, TSC: 0, APIC_BASE: enabled, EFER: 0, **self._synthetic.reset_values()}
 
     @property
     def tsc_offset(self) -> int:
@@ -101,6 +130,8 @@ class ModelSpecificRegisters:
         """Value of an MSR; raises MsrError for one that does not exist."""
         if index == TSC:
             return self.tsc()
+        if index in self._synthetic.numbers:
+            return self._synthetic.read(index)
         try:
             return self.values[index]
         except KeyError:
@@ -110,6 +141,11 @@ class ModelSpecificRegisters:
         """Write an MSR; raises MsrError for one that does not exist, is read-only or would take a reserved bit."""
         if index == TSC:
             self.values[TSC] = (value - self._read_tsc()) & _U64
+            self._synthetic.counter_written()
+            self.changed(index, value)
+            return
+        if index in self._synthetic.numbers:
+            self._synthetic.write(index, value)
             return
         if index not in self.values or index in _READ_ONLY or not self._legal(index, value):
             raise MsrError

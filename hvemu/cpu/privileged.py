@@ -53,7 +53,7 @@ from hvemu.cpu.state import (
 )
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.vocabulary.addresses import PAGE_SIZE
-from hvemu.vocabulary.outcomes import Halt
+from hvemu.vocabulary.outcomes import Halt, Inject, Outcome, Retire
 from hvemu.vocabulary.paging import CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR4_DE
 
 CR4_LEGAL: Final = 0x7FF & ~0x2
@@ -63,6 +63,8 @@ _GENERAL = {name: (index, 4, 0) for index, name in enumerate(GPR_NAMES)}
 _GENERAL |= {name[1:]: (index, 2, 0) for index, name in enumerate(GPR_NAMES)}
 _GENERAL |= {name: (index, 1, 0) for index, name in enumerate(("al", "cl", "dl", "bl"))}
 _GENERAL |= {name: (index, 1, 8) for index, name in enumerate(("ah", "ch", "dh", "bh"))}
+HYPERCALLS: Final = frozenset({"vmcall", "vmmcall"})
+"""What calls a hypervisor, on Intel's CPUs and on AMD's; with either, #UD brings it here."""
 SEGMENT_NUMBERS = {name: index for index, name in enumerate(SEGMENT_NAMES)}
 _FAR_POINTERS = {"lds": 3, "les": 0, "lfs": 4, "lgs": 5, "lss": 2}
 
@@ -133,6 +135,8 @@ class PrivilegedInstructions:
     ) -> None:
         self._cpu, self._memory, self._msrs, self._debug = cpu, memory, msrs, debug
         self.debug_changed: Callable[[], None] = lambda: None
+        self.hypercall: Callable[[CpuPort], Outcome] = lambda cpu: Inject(INVALID_OPCODE)
+        """What VMCALL and VMMCALL do; a CPU without a hypervisor does not know them."""
         self._table: dict[str, Callable[[Detailed], Result | bool]] = {
             "cli": self._cli, "sti": self._sti, "hlt": self._hlt, "clts": self._clts, "lmsw": self._lmsw,
             "lgdt": self._lgdt, "lidt": self._lidt, "lldt": self._lldt, "ltr": self._ltr, "invlpg": self._invlpg,
@@ -142,6 +146,7 @@ class PrivilegedInstructions:
             "ljmp": self._far_jump, "lcall": self._far_call, "jmp": self._far_jump, "call": self._far_call,
             "retf": self._retf, "lds": self._far_pointer, "les": self._far_pointer, "lfs": self._far_pointer,
             "lgs": self._far_pointer, "lss": self._far_pointer, "rdrand": self._invalid, "rdseed": self._invalid,
+            "vmcall": self._vmcall, "vmmcall": self._vmcall,
         }  # fmt: skip
 
     def knows(self, instruction: Detailed) -> bool:
@@ -245,6 +250,14 @@ class PrivilegedInstructions:
 
     def _invalid(self, _instruction: Detailed) -> Event:
         return Event(INVALID_OPCODE)
+
+    def _vmcall(self, _instruction: Detailed) -> Result:
+        outcome = self.hypercall(self._cpu)
+        if isinstance(outcome, Inject):
+            return Event(outcome.vector, outcome.error_code)
+        assert isinstance(outcome, Retire)
+        self._cpu.set_gpr(EAX, outcome.value)
+        return None
 
     def _invlpg(self, instruction: Detailed) -> None:
         self._require_ring_0()

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from hvemu.devices import lapic_registers as names
 from hvemu.devices.contract import Clock, Device, DeviceState, IrqLine
+from hvemu.devices.eoi_flag import EoiFlag, NoMemory
 from hvemu.devices.lapic_registers import Vectors
 from hvemu.devices.lapic_timer import LapicTimer
 from hvemu.devices.saved import Flag, Kind, Number, Numbers, adopt_fields, fields_for, parse_fields, plain_fields
@@ -46,12 +47,14 @@ class LocalApic(Device):
         nmi: Callable[[], None],
         bus_hz: int = LAPIC_BUS_HZ,
         identifier: int = LAPIC_ID,
+        eoi_flag: EoiFlag | None = None,
     ) -> None:
         self._intr = intr
         self._acknowledge_external = acknowledge_external
         self._eoi_broadcast = eoi_broadcast
         self._nmi = nmi
         self._identifier = identifier
+        self._eoi_flag = eoi_flag or EoiFlag(NoMemory())
         self.timer = LapicTimer(clock, bus_hz, self._timer_expired)
         self.lint0 = self.lint1 = False
         self.enabled_globally = True
@@ -60,6 +63,7 @@ class LocalApic(Device):
     def reset(self) -> None:
         """Power-on: globally enabled, software-disabled, everything masked. The pins keep their levels."""
         self.enabled_globally = True
+        self._eoi_flag.reset()
         self._clear()
 
     def _clear(self) -> None:
@@ -72,6 +76,7 @@ class LocalApic(Device):
         for number in names.LOCAL_VECTORS:
             self.registers[number] = names.LVT_MASKED
         self.vectors = Vectors()
+        self._eoi_flag.withdraw()
         self.errors = 0
         self.external_latch = False  # an ExtINT message that waits to be acknowledged
         self.timer.reset()
@@ -91,6 +96,12 @@ class LocalApic(Device):
             self.enabled_globally = enabled
             self._clear()
 
+    def set_eoi_flag(self, control: int) -> None:
+        """A guest in a virtual machine names the flag in its memory that ends interrupts too; bit 0 enables it."""
+        self._take_eoi()
+        self._eoi_flag.withdraw()
+        self._eoi_flag.control = control
+
     # The CPU's side
 
     def pending(self) -> bool:
@@ -104,6 +115,8 @@ class LocalApic(Device):
         vector = self._deliverable()
         if vector >= 0:
             self.vectors.begin(vector)
+            if self.vectors.is_alone(vector):
+                self._eoi_flag.offer()
         elif self._external():
             self.external_latch = False
             vector = self._acknowledge_external()
@@ -176,6 +189,7 @@ class LocalApic(Device):
         return self.read(offset & ~3, 4) >> 8 * (offset & 3) & ((1 << 8 * size) - 1)
 
     def _computed(self, number: int) -> int:
+        self._take_eoi()
         if number == names.PPR:
             return self.vectors.processor_priority(self.registers[names.TPR])
         if number == names.CURRENT_COUNT:
@@ -184,6 +198,8 @@ class LocalApic(Device):
 
     def _write_register(self, number: int, value: int) -> None:
         if number == names.EOI:
+            self._take_eoi()
+            self._eoi_flag.withdraw()
             self._end_of_interrupt()
         elif number == names.TPR:
             self.task_priority = value
@@ -225,6 +241,11 @@ class LocalApic(Device):
             for number in names.LOCAL_VECTORS:
                 self._write_local_vector(number, self.registers[number])
         self._follow()
+
+    def _take_eoi(self) -> None:
+        """The guest may have ended its interrupt in memory: let it be so before anybody looks."""
+        if self._eoi_flag.take():
+            self._end_of_interrupt()
 
     def _end_of_interrupt(self) -> None:
         vector, level_triggered = self.vectors.end()
@@ -279,7 +300,9 @@ class LocalApic(Device):
         if vector < 16:
             self._error(names.ERROR_RECEIVE_ILLEGAL_VECTOR)
             return
+        self._take_eoi()
         self.vectors.request(vector, level_triggered)
+        self._eoi_flag.withdraw()  # its end now has to be told: another interrupt waits for it
         self._follow()
 
     def _deliverable(self) -> int:
@@ -301,10 +324,12 @@ class LocalApic(Device):
 
     def state(self) -> DeviceState:
         """Registers, request and service bits, pins and timer."""
+        self._take_eoi()
         fields = plain_fields(self, self.layout)
         fields["registers"] = [max(value, 0) for value in self.registers]
         fields["vectors"] = plain_fields(self.vectors, Vectors.layout)
         fields["timer"] = plain_fields(self.timer, LapicTimer.layout)
+        fields["eoi_flag"] = plain_fields(self._eoi_flag, EoiFlag.layout)
         return DeviceState(self.name, self.version, fields)
 
     def from_state(self, state: DeviceState) -> None:
@@ -312,10 +337,12 @@ class LocalApic(Device):
         raw: dict[str, Any] = dict(fields_for(self, state))
         timer = parse_fields(LapicTimer.layout, raw.pop("timer", None), f"{self.name} timer")
         vectors = parse_fields(Vectors.layout, raw.pop("vectors", None), f"{self.name} vectors")
+        eoi_flag = parse_fields(EoiFlag.layout, raw.pop("eoi_flag", None), f"{self.name} EOI flag")
         registers = Numbers(256, 0xFFFF_FFFF).parse(raw.pop("registers", None))
         adopt_fields(self, parse_fields(self.layout, raw, self.name))
         adopt_fields(self.vectors, vectors)
         adopt_fields(self.timer, timer)
+        adopt_fields(self._eoi_flag, eoi_flag)
         self.registers = registers
         self._mark_computed()
         self._intr.set_level(self.output)

@@ -86,6 +86,10 @@ class Vectors:
         self.irr &= ~(1 << vector)
         self.isr |= 1 << vector
 
+    def is_alone(self, vector: int) -> bool:
+        """Whether it is edge-triggered, and no other is requested or in service: its end concerns nobody else."""
+        return not self.irr and self.isr == 1 << vector and not self.tmr >> vector & 1
+
     def end(self) -> tuple[int, bool]:
         """End the highest in service: the vector, or -1, and whether it was level-triggered."""
         vector = highest_bit(self.isr)

@@ -5,7 +5,7 @@ exit nobody handles, is a HostBug.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from hvemu.trace.events import Exited
 from hvemu.trace.ledger import Ledger
@@ -15,6 +15,10 @@ from hvemu.vocabulary.errors import HostBug
 from hvemu.vocabulary.exits import ExitKind
 from hvemu.vocabulary.outcomes import Outcome, Retire
 
+_WITH_RESULT: Final = frozenset(
+    {ExitKind.IO_IN, ExitKind.MMIO_READ, ExitKind.HYPERCALL, ExitKind.VMCALL, ExitKind.HYPERV_CALL}
+)
+"""Kinds whose trace shows what the guest was given."""
 Handler = Callable[[Any], Outcome]
 """Takes the qualification of its kind."""
 
@@ -47,7 +51,7 @@ class Dispatcher:
             eip, position = self.where()
             outcome = handler(qualification)
             detail, size, value = qualification
-            if type(outcome) is Retire and kind in (ExitKind.IO_IN, ExitKind.MMIO_READ, ExitKind.HYPERCALL):
+            if type(outcome) is Retire and kind in _WITH_RESULT:
                 value = outcome.value
             tracer.publish(Exited(position, kind, eip, detail, size, value))
             return outcome

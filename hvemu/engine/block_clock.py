@@ -129,6 +129,10 @@ class BlockClock:
         cells = self.cells
         cells[RETIRED], cells[TSC_OFFSET], cells[TSC_NATIVE] = retired, offset, native
 
+    def move_tsc(self, offset: int) -> None:
+        """During a run: the counter's offset has changed."""
+        self.cells[TSC_OFFSET] = offset
+
     def watch_cache(self, base: int, size: int, weights: memoryview, enabled: int) -> None:
         """Charge blocks of a translation cache, ``size`` bytes at linear address ``base``, by guest code bytes.
 

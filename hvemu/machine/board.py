@@ -11,6 +11,7 @@ from hvemu.devices.bus import Bus
 from hvemu.devices.cmos_rtc import CmosRtc
 from hvemu.devices.contract import CharacterBackend, Device, NoBackend, Watcher
 from hvemu.devices.debug_ports import DebugConsole, DebugExit, PostPort, ResetControl, SystemControlPortA
+from hvemu.devices.eoi_flag import EoiFlag
 from hvemu.devices.fw_cfg import FwCfg, standard_entries
 from hvemu.devices.i8042 import I8042
 from hvemu.devices.ioapic import IoApic
@@ -21,12 +22,14 @@ from hvemu.devices.pic8259 import Pic8259Pair
 from hvemu.devices.pit8254 import Pit8254, SystemControlPortB
 from hvemu.devices.uart16550 import Uart16550
 from hvemu.devices.vga_text import VgaText
+from hvemu.machine.backdoor_port import BackdoorPort
 from hvemu.machine.bios_port import BiosCallPort
 from hvemu.machine.clock import VirtualClock
 from hvemu.machine.configuration import MachineConfiguration
 from hvemu.machine.interrupts import CallLine, FanOut, InterruptPin, NmiPin
 from hvemu.vocabulary import machine_map as at
 from hvemu.vocabulary.addresses import Gsi, Port
+from hvemu.vocabulary.vmware import BACKDOOR_PORT
 
 
 @dataclass
@@ -57,6 +60,8 @@ class Board:
         debug_exit: Callable[[int], None],
         bios_call: Callable[[], None],
         attend: Callable[[], None],
+        eoi_flag: EoiFlag,
+        backdoor: Callable[[], int] | None = None,
     ) -> None:
         self.reset_requested = False
         self._attend = attend
@@ -70,6 +75,7 @@ class Board:
             acknowledge_external=lambda: self.pic.acknowledge(),
             eoi_broadcast=lambda vector: self.ioapic.end_of_interrupt(vector),
             nmi=self.nmi.raise_nmi,
+            eoi_flag=eoi_flag,
         )
         self.pic = Pic8259Pair(intr=CallLine(self.lapic.set_lint0), watcher=watcher)
         self.ioapic = IoApic(deliver=self.lapic.deliver)
@@ -130,6 +136,8 @@ class Board:
             (mmio, at.IOAPIC_BASE, at.IOAPIC_SIZE, self.ioapic),
             (mmio, at.LAPIC_BASE, at.LAPIC_SIZE, self.lapic),
         ]
+        if backdoor is not None:
+            self._windows.append((ports, BACKDOOR_PORT, 4, BackdoorPort(on_call=backdoor)))
         for bus, base, length, device in self._windows:
             bus.claim(base, length, device)
         self._configuration = configuration

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Final
 
 from hvemu.cpu.cpuid import CpuId
+from hvemu.cpu.hypervisor_leaves import HYPERVISOR_LEAVES
 from hvemu.cpu.msr import ModelSpecificRegisters
 from hvemu.cpu.state import VirtualCpu
 from hvemu.devices.bus import Bus
 from hvemu.devices.contract import DeviceEvent
+from hvemu.devices.eoi_flag import EoiFlag
 from hvemu.dispatch.dispatcher import Dispatcher
 from hvemu.engine.cpuid_leaves import read_cpuid_leaves
 from hvemu.engine.vcpu import Vcpu
@@ -31,6 +33,9 @@ from hvemu.modes.paravirtual import ParavirtualMode
 from hvemu.modes.stretches import Services
 from hvemu.modes.trap import TrapMode
 from hvemu.paravirtual.domain import DomainServices
+from hvemu.paravirtual.hyperv import HyperV
+from hvemu.paravirtual.kvm import Kvm
+from hvemu.paravirtual.vmware import backdoor
 from hvemu.trace.events import DeviceSpoke, Exited
 from hvemu.trace.ledger import Ledger
 from hvemu.trace.tracer import Tracer
@@ -104,12 +109,26 @@ def build(
     paravirtual = configuration.mode == "pv"
     memory = GuestPhysicalMemory(MachineMemory(VMM_MEMORY + configuration.memory), 0 if paravirtual else VMM_MEMORY)
     vcpu = Vcpu(configuration.cpu)
-    cpuid = CpuId(read_cpuid_leaves(vcpu), without=frozenset(configuration.cpu_without))
+    shown = configuration.hypervisor_leaves
+    cpuid = CpuId(
+        read_cpuid_leaves(vcpu), without=frozenset(configuration.cpu_without), hypervisor=HYPERVISOR_LEAVES[shown]
+    )
     clock = HostClock() if configuration.clock == "host" else VirtualClock()
+    dispatcher = Dispatcher(ledger, tracer)
+    interface: Kvm | HyperV | None = None
+    if shown == "kvm":
+        interface = Kvm(memory, clock, configuration.rtc, lambda control: board.lapic.set_eoi_flag(control))
+        dispatcher.register(ExitKind.VMCALL, interface.answer)
+        interface.enter = dispatcher.entry(ExitKind.VMCALL)
+    elif shown == "hyperv":
+        interface = HyperV(memory, clock)
+        dispatcher.register(ExitKind.HYPERV_CALL, interface.answer)
+        interface.enter = dispatcher.entry(ExitKind.HYPERV_CALL)
     msrs = ModelSpecificRegisters(
         clock.now,
         no_execute=cpuid.has("nx"),
         apic_enable=lambda enabled: board.lapic.set_enabled_globally(enabled),
+        synthetic=interface,
     )
 
     # The board: chips on two buses
@@ -152,6 +171,8 @@ def build(
         debug_exit=debug_exit,
         bios_call=bios_call,
         attend=lambda: mode.attend(urgent=True),
+        eoi_flag=EoiFlag(memory),
+        backdoor=(lambda: backdoor(mode.cpu)) if shown == "vmware" else None,
     )
 
     # Exits: kind -> handler
@@ -169,7 +190,6 @@ def build(
         mmio.write(access.address, access.size, access.value)
         return RETIRED
 
-    dispatcher = Dispatcher(ledger, tracer)
     dispatcher.register(ExitKind.IO_IN, port_in)
     dispatcher.register(ExitKind.IO_OUT, port_out)
     dispatcher.register(ExitKind.MMIO_READ, mmio_read)
@@ -194,6 +214,7 @@ def build(
         count_instructions=configuration.count_instructions,
         tsc_scale=NANOSECONDS_PER_BYTE,
         host_time=clock.host_position if isinstance(clock, HostClock) else None,
+        hypercall=interface.call if interface else None,
     )
     mode: DirectExecution | HandingOver
     if paravirtual:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hvemu.cpu.cpuid import FEATURE_BITS
+from hvemu.cpu.hypervisor_leaves import HYPERVISOR_LEAVES
 from hvemu.vocabulary.errors import UserError
 
 VERSION: Final = 1
@@ -45,6 +46,9 @@ class MachineConfiguration:
     memory: int = 64 << 20
     cpu: str = "penryn"
     cpu_without: tuple[str, ...] = ()
+    hypervisor_leaves: str = ""
+    """Whose leaves CPUID has from 0x40000000 on; unless given, Xen's in mode ``pv`` and none in the others, which show
+    a guest the same machine."""
     append: str = ""
     initrd: str = ""
     modules: tuple[str, ...] = ()
@@ -77,6 +81,12 @@ class MachineConfiguration:
             raise UserError(f"Mode {self.mode} has no shadow page tables", hint)
         if self.audit and self.mode != "trap":
             raise UserError(f"Mode {self.mode} does not look for lies of the kernel's", "Use --audit with --mode trap.")
+        if not self.hypervisor_leaves:
+            object.__setattr__(self, "hypervisor_leaves", "xen" if self.mode == "pv" else "none")
+        _choice("hypervisor interface", self.hypervisor_leaves, tuple(HYPERVISOR_LEAVES))
+        if self.mode == "pv" and self.hypervisor_leaves not in ("xen", "none"):
+            hint = "Use --hypervisor-leaves xen or none with --mode pv."
+            raise UserError(f"Mode pv cannot show the leaves of {self.hypervisor_leaves}: its interface is Xen's", hint)
         _choice("cpu", self.cpu, CPU_MODELS)
         _choice("clock", self.clock, ("virtual", "host"))
         _choice("display", self.display, ("none", "text"))

@@ -7,7 +7,7 @@ means is the mode's affair.
 from abc import abstractmethod
 from typing import Final
 
-from hvemu.cpu.decoder import MAXIMUM_LENGTH, decode
+from hvemu.cpu.decoder import MAXIMUM_LENGTH, Detailed, decode, decode_operands
 from hvemu.cpu.delivery import (
     DEBUG,
     GENERAL_PROTECTION,
@@ -21,9 +21,10 @@ from hvemu.cpu.delivery import (
 )
 from hvemu.cpu.io_permission import io_permitted
 from hvemu.cpu.msr import SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, TSC_AUX
+from hvemu.cpu.privileged import HYPERCALLS
 from hvemu.cpu.state import CS, EAX, EBX, ECX, EDX, ESP, FLAG_IF, FLAG_RF, FLAG_VM, SS, Segment
 from hvemu.engine import layout
-from hvemu.engine.block_clock import SIZE
+from hvemu.engine.block_clock import BUDGET, SIZE
 from hvemu.modes.interception import Interception
 from hvemu.modes.live_cpu import LiveCpu
 from hvemu.modes.stretches import Services
@@ -269,6 +270,33 @@ class DirectExecution(Interception):
             self._stop_now()
 
     # ------------------------------------------------------------------ instructions done in place of the CPU
+
+    def _detailed(self) -> Detailed | None:
+        return decode_operands(self._code(self.vcpu.linear_eip(), MAXIMUM_LENGTH), self._bits())
+
+    def _hypercall(self) -> Detailed | None:
+        """The instruction at EIP, which raised #UD, if it calls a hypervisor that the machine shows."""
+        if self._services.hypercall is None:
+            return None
+        instruction = self._detailed()
+        return instruction if instruction is not None and instruction.mnemonic in HYPERCALLS else None
+
+    def _charge(self, length: int) -> None:
+        if self._running:
+            self._cells[BUDGET] -= length
+        else:
+            self._retired += length
+
+    def _retired_by_us(self, length: int, *, stepping: bool) -> None:
+        """An instruction has been done in place of the CPU: account for it, and look whether an interrupt may come."""
+        self._charge(length)
+        if stepping:
+            self._debug.single_stepped()
+            DirectExecution._exception(self, Event(DEBUG))
+        if self._running and (
+            self._attention or self._end is not None or (self._pin.level and self.cpu.interrupts_enabled())
+        ):
+            self._stop_now()
 
     def _note(self, kind: AssistKind, detail: int) -> None:
         self._assists[kind][detail] += 1

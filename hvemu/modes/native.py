@@ -8,10 +8,10 @@ Not emulated: data breakpoints in debug registers, long mode, task switches by #
 import re
 
 from hvemu.cpu.decoder import Instruction, decode_operands
-from hvemu.cpu.delivery import Escalated, Event, TripleFault, Unsupported
-from hvemu.cpu.msr import EFER, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP
+from hvemu.cpu.delivery import INVALID_OPCODE, Escalated, Event, TripleFault, Unsupported
+from hvemu.cpu.msr import EFER, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, TSC
 from hvemu.cpu.privileged import CR4_LEGAL, PrivilegedInstructions
-from hvemu.cpu.state import ECX, VirtualCpu, accessed
+from hvemu.cpu.state import ECX, FLAG_TF, VirtualCpu, accessed
 from hvemu.engine import layout
 from hvemu.modes.delivery_plans import DeliveryPlans
 from hvemu.modes.direct_execution import DirectExecution
@@ -35,6 +35,7 @@ class NativeMode(DirectExecution):
         super().__init__(services, vcpu)
         self._plans = DeliveryPlans(vcpu, memory)
         self._privileged = PrivilegedInstructions(vcpu, memory, services.msrs, self._debug)
+        self._privileged.hypercall = services.hypercall or self._privileged.hypercall
         self._privileged.debug_changed = lambda: self._hook_addresses(self._debug.execution_breakpoints())
         self._written = WrittenFrames(memory.view)
         self.watches_protection = False
@@ -113,11 +114,26 @@ class NativeMode(DirectExecution):
                 self.vcpu.check_all_stores()
             paging = self.vcpu.paging()
             self.vcpu.load_control(paging.cr0, paging.cr3, paging.cr4, value)
+        elif index == TSC:
+            self._clock.move_tsc(self._msrs.tsc_offset)
         elif index in (SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP):
             self.vcpu.write_msr(index, value)
 
     def _deliver_event(self, event: Event) -> TripleFault | Unsupported | Escalated | None:
         return self._plans.deliver(event)
+
+    def _exception(self, event: Event) -> None:
+        hypercall = self._hypercall() if event.vector == INVALID_OPCODE else None
+        if hypercall is None:
+            super()._exception(event)
+            return
+        stepping = bool(self.vcpu.eflags() & FLAG_TF)
+        result = self._privileged.execute(hypercall)
+        if isinstance(result, Event):
+            super()._exception(result)
+        else:
+            self.vcpu.forget_exception()
+            self._retired_by_us(len(hypercall.code), stepping=stepping)
 
     # ------------------------------------------------------------------ interception
 

@@ -20,7 +20,7 @@ from hvemu.cpu.delivery import (
 )
 from hvemu.cpu.linear import LinearFault, read_linear
 from hvemu.cpu.msr import ModelSpecificRegisters
-from hvemu.cpu.state import CS, FLAG_IF, VirtualCpu
+from hvemu.cpu.state import CS, FLAG_IF, CpuPort, VirtualCpu
 from hvemu.dispatch.dispatcher import Dispatcher
 from hvemu.engine import layout
 from hvemu.engine.block_clock import ADDRESS, BIAS, BUDGET, CACHE_SIZE, LOADED, SIZE, InstructionCounter
@@ -33,7 +33,7 @@ from hvemu.trace.tracer import Tracer
 from hvemu.vocabulary.addresses import PAGE_SIZE, Position
 from hvemu.vocabulary.errors import ExitStatus
 from hvemu.vocabulary.exits import AssistKind, ExitKind
-from hvemu.vocabulary.outcomes import Halt, Stop
+from hvemu.vocabulary.outcomes import Halt, Outcome, Stop
 from hvemu.vocabulary.paging import CR0_PG, CR4_PAE
 
 _POISON_CR3: Final = 0xFFFF_F000
@@ -65,6 +65,8 @@ class Services:
     count_instructions: bool = False
     host_time: Callable[[], int] | None = None
     tsc_scale: int = 1
+    hypercall: Callable[[CpuPort], Outcome] | None = None
+    """What VMCALL and VMMCALL do; #UD as on a bare CPU without it."""
 
 
 class Stretches(ABC):

@@ -79,6 +79,7 @@ _EXITS_BY_ITSELF: Final = {
         ("in", "out", "insb", "insw", "insd", "outsb", "outsw", "outsd"), "a port: exits by itself, in any ring"
     ),
     **dict.fromkeys(("cpuid", "rdtsc", "rdtscp", "sysenter"), "answered in place of the CPU, as in every mode"),
+    **dict.fromkeys(("vmcall", "vmmcall"), "#UD in any ring: a hypercall, if the machine shows a hypervisor"),
 }
 _RING_1_ONLY: Final = ("wrpkru", "rdpkru")
 _INTERRUPTS: Final = ("int", "int3", "into", "int1")

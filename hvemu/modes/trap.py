@@ -9,9 +9,8 @@ reach them. Real mode, virtual-8086 mode and 64-bit code do not exist here.
 import re
 from typing import Final
 
-from hvemu.cpu.decoder import MAXIMUM_LENGTH, Detailed, Instruction, decode_operands
+from hvemu.cpu.decoder import Detailed, Instruction
 from hvemu.cpu.delivery import (
-    DEBUG,
     GENERAL_PROTECTION,
     INVALID_OPCODE,
     NOT_PRESENT,
@@ -23,12 +22,11 @@ from hvemu.cpu.delivery import (
     Unsupported,
     deliver,
 )
-from hvemu.cpu.msr import EFER
+from hvemu.cpu.msr import EFER, TSC
 from hvemu.cpu.privileged import PrivilegedInstructions
 from hvemu.cpu.segment_loads import NotEmulated
 from hvemu.cpu.state import FLAG_TF, FLAG_VM, VirtualCpu, accessed
 from hvemu.engine import layout
-from hvemu.engine.block_clock import BUDGET
 from hvemu.memory.frame_pool import FramePool
 from hvemu.memory.shadow import MMIO_WINDOW, ShadowPaging, ShadowPolicy, Traced
 from hvemu.memory.walk import walk
@@ -67,6 +65,7 @@ class TrapMode(Reflection):
         self._guest = DeprivilegedCpu(vcpu, memory, self.paging, pages)
         super().__init__(services, self._guest)
         self._privileged = self._instructions(services)
+        self._privileged.hypercall = services.hypercall or self._privileged.hypercall
         self._privileged.debug_changed = lambda: self._hook_addresses(self._debug.execution_breakpoints())
         self._last_hidden: tuple[int, int, int | None] = (0, 0, None)
         self._repeated = 0
@@ -167,6 +166,8 @@ class TrapMode(Reflection):
     def _msr_changed(self, index: int, value: int) -> None:
         if index == EFER:
             self._guest.set_efer(value)
+        elif index == TSC:
+            self._clock.move_tsc(self._msrs.tsc_offset)
 
     # ------------------------------------------------------------------ exits
 
@@ -187,6 +188,11 @@ class TrapMode(Reflection):
             instruction = self._detailed()
             if instruction is not None and self._privileged.knows(instruction):
                 self._emulate_detailed(instruction)
+                return
+        elif vector == INVALID_OPCODE:
+            hypercall = self._hypercall()
+            if hypercall is not None:
+                self._emulate_detailed(hypercall, counted=False)
                 return
         elif vector == _FLOATING_POINT and not self._guest.control(0) & 0x20:
             # The guest wants no #MF but the external interrupt of 1981, which nobody raises: let it go on.
@@ -290,9 +296,6 @@ class TrapMode(Reflection):
         if self._counter:
             self._counter.take_back()
 
-    def _detailed(self) -> Detailed | None:
-        return decode_operands(self._code(self.vcpu.linear_eip(), MAXIMUM_LENGTH), self._bits())
-
     def _emulate_detailed(self, instruction: Detailed, *, counted: bool = True) -> None:
         """Do an instruction in place of the CPU; ``counted``: it is an exit of its own, not part of another."""
         kind = self._kind_of_emulation()
@@ -326,23 +329,6 @@ class TrapMode(Reflection):
         self._exits[kind._value_][detail] += 1
         if self._tracer.active:
             self._tracer.publish(Exited(self.position(), kind, eip, detail, length, 0))
-
-    def _charge(self, length: int) -> None:
-        if self._running:
-            self._cells[BUDGET] -= length
-        else:
-            self._retired += length
-
-    def _retired_by_us(self, length: int, *, stepping: bool) -> None:
-        """An instruction has been done in place of the CPU: account for it, and look whether an interrupt may come."""
-        self._charge(length)
-        if stepping:
-            self._debug.single_stepped()
-            super()._exception(Event(DEBUG))
-        if self._running and (
-            self._attention or self._end is not None or (self._pin.level and self._guest.interrupts_enabled())
-        ):
-            self._stop_now()
 
     # ------------------------------------------------------------------ interception
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from hvemu.vocabulary.addresses import Position
+from hvemu.vocabulary.kvm import kvm_call_name
 from hvemu.vocabulary.xen import hypercall_name
 
 
@@ -30,6 +31,8 @@ class ExitKind(StrEnum):
     HIDDEN_FAULT = "hidden_fault"
     TRACED_WRITE = "traced_write"
     HYPERCALL = "hypercall"
+    VMCALL = "vmcall"
+    HYPERV_CALL = "hyperv_call"
     TRIPLE_FAULT = "triple_fault"
     ENGINE_ERROR = "engine_error"
 
@@ -109,7 +112,15 @@ class Call(NamedTuple):
     arguments: tuple[int, int, int, int, int]
 
 
-Qualification = Io | Mmio | Call
+class VmCall(NamedTuple):
+    """Qualification of VMCALL and HYPERV_CALL. ``ring``: who asks; ``arguments``: as the convention has them."""
+
+    number: int
+    ring: int
+    arguments: tuple[int, ...]
+
+
+Qualification = Io | Mmio | Call | VmCall
 
 
 class Exit(NamedTuple):
@@ -153,6 +164,8 @@ def detail_name(kind: ExitKind | AssistKind | ParavirtualEvent, detail: int) -> 
         return DISPATCHES[detail]
     if kind in (ExitKind.HYPERCALL, ParavirtualEvent.MULTICALL_ENTRY):
         return hypercall_name(detail)
+    if kind is ExitKind.VMCALL:
+        return kvm_call_name(detail)
     return str(detail) if kind in _BY_VECTOR else f"{detail:#x}"
 
 

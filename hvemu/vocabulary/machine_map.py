@@ -14,6 +14,7 @@
     FFFFFFF0  reset vector (of real hardware)     0510-0511            fw_cfg
                                                   0600-060B            ACPI PM1a, PM timer
                                                   0CF8-0CFF 0CF9       PCI configuration, reset
+                                                  5658                 VMware's backdoor (vmware.py), if shown
 
 The guests' include file guests/abi/machine_map.h is generated from the constants below.
 """

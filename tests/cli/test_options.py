@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hvemu.cli import main
 from hvemu.cli.options import parse, parser
+from hvemu.cpu.hypervisor_leaves import BASE, HYPERVISOR_LEAVES
 from hvemu.machine.configuration import CPU_MODELS, MachineConfiguration, from_toml, to_toml
 from hvemu.testing.catalog import catalog
 from hvemu.vocabulary.errors import UserError
@@ -46,6 +47,8 @@ REFUSED = [
     ["run", "hello", "--cpu", "penryn,+vmx"],
     ["run", "hello", "--cpu", "penryn,-unheard"],
     ["run", "hello", "--mode", "telepathy"],
+    ["run", "hello", "--hypervisor-leaves", "bhyve"],
+    ["run", "hello", "--mode", "pv", "--hypervisor-leaves", "kvm"],
     ["run", "hello", "--loader", "grub"],
     ["run", "hello", "--load-address", "here"],
     ["run", "hello", "--load-address", "0x80000000"],
@@ -212,6 +215,21 @@ def test_every_cpu_model_boots_a_guest(model: str, monkeypatch: pytest.MonkeyPat
 def test_the_time_of_power_on_can_be_written_two_ways(text: str, seconds: int) -> None:
     """UTC, or seconds since 1970."""
     assert seconds == parse([HELLO, "--rtc", text])[1].rtc
+
+
+@pytest.mark.parametrize("interface", HYPERVISOR_LEAVES)
+def test_a_guest_reports_the_hypervisor_that_it_is_shown(
+    interface: str, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    """By option; the lesson about CPUID prints the signature, and passes with each."""
+    monkeypatch.setattr("hvemu.cli.console.sys.stdin", None)
+    assert 33 == main(["run", "cpuid", "--hypervisor-leaves", interface])
+    output = capfd.readouterr().out
+    if interface == "none":
+        assert "no hypervisor says that it is here" in output
+    else:
+        letters = b"".join(word.to_bytes(4, "little") for word in HYPERVISOR_LEAVES[interface][BASE, 0][1:])
+        assert f'hypervisor "{letters.rstrip(bytes(1)).decode()}"' in output
 
 
 def test_print_config_is_read_back_by_config(tmp_path: Path, capfd: Captured) -> None:

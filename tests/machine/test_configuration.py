@@ -42,6 +42,7 @@ configurations = st.builds(
     memory=pages.map(lambda count: count << 12),
     cpu=st.sampled_from(CPU_MODELS),
     cpu_without=st.lists(st.sampled_from(sorted(FEATURE_BITS)), max_size=3).map(tuple),
+    hypervisor_leaves=st.sampled_from(("", "none", "xen")),
     append=text,
     initrd=text,
     modules=st.lists(text, max_size=3).map(tuple),
@@ -106,7 +107,7 @@ def test_every_field_survives() -> None:
         "cpu_without": ("nx", "pae"), "append": "c", "initrd": "d", "modules": ("e", "f"), "loader": "flat",
         "load_address": 0x1000, "serial": "none", "second_serial": "stdio", "display": "text", "clock": "host",
         "rtc": 1, "strict": True, "reboot": True, "count_instructions": True,
-        "mode": "trap", "shadow": "flush", "audit": True,
+        "mode": "trap", "shadow": "flush", "audit": True, "hypervisor_leaves": "kvm",
     }  # fmt: skip
     fields = {field.name: field for field in dataclasses.fields(MachineConfiguration)}
     assert set(fields) - {"version"} == set(values)
@@ -265,6 +266,8 @@ def test_what_is_not_a_configuration_file(make: Any, words: str, tmp_path: Path)
         ({"clock": "sundial"}, "Choose one of: virtual, host."),
         ({"display": "sdl"}, "Choose one of: none, text."),
         ({"loader": "grub"}, "Choose one of: auto, multiboot, bzimage, disk, flat, xen."),
+        ({"hypervisor_leaves": "bhyve"}, "Choose one of: hvemu, kvm, xen, hyperv, vmware, none."),
+        ({"hypervisor_leaves": "kvm", "mode": "pv"}, "Use --hypervisor-leaves xen or none with --mode pv."),
         ({"version": 2}, "This hvemu reads version 1."),
         ({"memory": 0}, "Choose 1M to 3G in multiples of 4K"),
         ({"memory": MINIMUM_MEMORY - 4096}, "Choose 1M to 3G"),
@@ -306,6 +309,13 @@ def test_the_edges_are_allowed(fields: dict[str, Any]) -> None:
     assert (1 << 20, 3 << 30) == (MINIMUM_MEMORY, MAXIMUM_MEMORY)
     configuration = MachineConfiguration(image="kernel.elf", **fields)
     assert fields == {name: getattr(configuration, name) for name in fields}
+
+
+def test_a_paravirtual_guest_is_shown_xen_and_others_nothing() -> None:
+    """Unless it is chosen otherwise."""
+    shown = {mode: MachineConfiguration(image="kernel.elf", mode=mode).hypervisor_leaves for mode in MODES}
+    assert {"native": "none", "trap": "none", "bt": "none", "pv": "xen"} == shown
+    assert "none" == MachineConfiguration(image="kernel.elf", mode="pv", hypervisor_leaves="none").hypervisor_leaves
 
 
 def test_the_identifier_follows_from_the_name() -> None:
