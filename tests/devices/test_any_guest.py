@@ -11,6 +11,7 @@ from hvemu.devices.acpi_pm import AcpiPm
 from hvemu.devices.cmos_rtc import CmosRtc
 from hvemu.devices.contract import Device, DeviceState
 from hvemu.devices.debug_ports import DebugConsole, DebugExit, PostPort, ResetControl, SystemControlPortA
+from hvemu.devices.eoi_flag import EoiFlag
 from hvemu.devices.fw_cfg import FwCfg
 from hvemu.devices.i8042 import I8042
 from hvemu.devices.ioapic import IoApic
@@ -21,7 +22,7 @@ from hvemu.devices.pic8259 import Pic8259Pair
 from hvemu.devices.pit8254 import Pit8254, SystemControlPortB
 from hvemu.devices.uart16550 import Uart16550
 from hvemu.devices.vga_text import VgaText
-from hvemu.vocabulary.addresses import Port
+from hvemu.vocabulary.addresses import GuestPhysical, Port
 
 from .fakes import FakeBackend, FakeCalls, FakeClock, FakeIrqLine, FakeMemory
 
@@ -31,6 +32,7 @@ class Board:
 
     def __init__(self, now: int = 0) -> None:
         self.clock = clock = FakeClock(now)
+        self.memory = FakeMemory()
         line, calls = FakeIrqLine, FakeCalls
         self.pair = Pic8259Pair(intr=line())
         self.lapic = LocalApic(
@@ -39,6 +41,7 @@ class Board:
             acknowledge_external=self.pair.acknowledge,
             eoi_broadcast=self._end_of_interrupt,
             nmi=calls(),
+            eoi_flag=EoiFlag(self.memory),
         )
         self.ioapic = IoApic(deliver=self.lapic.deliver)
         self.uart = Uart16550(irq=self.pair.line(4), clock=clock, backend=FakeBackend())
@@ -130,6 +133,8 @@ def poke(board: Board, offset: int, value: int) -> None:
         board.lapic.acknowledge,
         board.acpi.press_power_button,
         lambda: board.vga.screen(FakeMemory()),
+        lambda: board.lapic.set_eoi_flag(value & 5),
+        lambda: board.memory.write(GuestPhysical(value & 4), bytes([offset & 1])),
     )
     acts[value % len(acts)]()
 
@@ -137,6 +142,7 @@ def poke(board: Board, offset: int, value: int) -> None:
 def restored(board: Board) -> Board:
     """Another board, from states that went through JSON."""
     other = Board(board.clock.now())
+    other.memory.bytes = dict(board.memory.bytes)
     for (device, _), (copy, _) in zip(board.devices, other.devices, strict=True):
         state = device.state()
         fields = json.loads(json.dumps(state.fields))

@@ -10,6 +10,7 @@ from hvemu.machine.board import Backends
 from hvemu.machine.builder import build
 from hvemu.machine.configuration import MachineConfiguration
 from hvemu.testing.running import Recording, run_guest
+from hvemu.vocabulary.machine_map import LAPIC_BASE
 from tests.guests.packages import initramfs, kernel_package, one_file
 
 pytestmark = pytest.mark.slow
@@ -65,7 +66,7 @@ def test_linux_in_mode_trap_is_fooled_and_told_by_what():
     assert re.search(r"fooled it in \d+ places, last at EIP 0xc[0-9a-f]{7} 'pushfd' pushes IF=1", result.stop.reason)
 
 
-def boot_linux(command_line, mode):
+def boot_linux(command_line, mode, **changes):
     """Boot Debian's kernel with an initramfs made of busybox; returns the result."""
     kernel = one_file(kernel_package(), "boot/vmlinuz-*")
     busybox = one_file("busybox-static:i386", "bin/busybox").read_bytes()
@@ -82,7 +83,7 @@ def boot_linux(command_line, mode):
     path = kernel.parent / "initramfs-hvemu"
     path.write_bytes(archive)
     configuration = MachineConfiguration(
-        image=str(kernel), initrd=str(path), memory=128 << 20, append=command_line, serial="none", mode=mode
+        image=str(kernel), initrd=str(path), memory=128 << 20, append=command_line, serial="none", mode=mode, **changes
     )
     return run_guest(configuration, position=LINUX_LIMIT), hashlib.sha256(busybox).hexdigest()
 
@@ -133,3 +134,24 @@ def test_grub_for_xen_boots_and_obeys_in_mode_pv():
     assert (0, "the guest powered off") == (stop.status, stop.reason)
     calls = machine.statistics()["exits_by_detail"]["hypercall"]
     assert {"mmu_update", "mmuext_op", "update_va_mapping", "event_channel_op", "sched_op"} <= set(calls)
+
+
+@pytest.mark.timeout(1500)
+def test_debian_kernel_uses_what_kvm_offers():
+    """It takes the clock, ends interrupts in memory instead of by the local APIC's register, and works."""
+    result, checksum = boot_linux("console=ttyS0 panic=-1", "native", hypervisor_leaves="kvm")
+    console = result.console
+    for words in (
+        "Hypervisor detected: KVM",
+        "kvm-clock: Using msrs 4b564d01 and 4b564d00",
+        "clocksource: Switched to clocksource kvm-clock",
+        "Booting paravirtualized kernel on KVM",
+        checksum,
+        "user programs are done",
+    ):
+        assert words in console, console[-3000:]
+    assert "unchecked MSR access" not in console
+    ticks = int(re.search(r"LOC: +(\d+)", console)[1])
+    assert ticks > 1000
+    assert result.statistics["exits_by_detail"]["mmio_write"][f"{LAPIC_BASE + 0xB0:#x}"] < ticks // 100
+    assert 0 == result.status

@@ -1,14 +1,16 @@
 """What a guest gets that finds out under which hypervisor it runs: the same in every mode, at the same position."""
 
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvemu.machine.builder import build
+from hvemu.machine.configuration import MachineConfiguration
 from hvemu.testing.catalog import catalog
-from hvemu.testing.running import guest_configuration
+from hvemu.testing.running import guest_configuration, run_guest
 from hvemu.trace.events import Exited
 from hvemu.trace.tracer import Tracer
 from hvemu.vocabulary.exits import ExitKind
@@ -123,6 +125,21 @@ def test_a_hypercall_is_single_stepped_like_any_instruction() -> None:
         stops = struct.unpack("<6I", kernel.machine.memory.read(DATA, 24))
         seen.append([stop - 0x10_0000 for stop in stops])
     assert [[14, 17, 18, 21, 22, 0]] * 3 == [[stop if stop > 0 else 0 for stop in stops] for stops in seen]
+
+
+@pytest.mark.parametrize("mode", ["native", "bt"])
+def test_real_mode_may_call_too(mode: str, tmp_path: Path) -> None:
+    """A boot sector, which mode bt hands over; the answer is its verdict."""
+    sector = bytes.fromhex("66b805000000 bbffff 0f01c1 0410 e6f4".replace(" ", "")).ljust(510, b"\0") + b"\x55\xaa"
+    path = tmp_path / "boot.img"
+    path.write_bytes(sector)
+    machine = build(
+        MachineConfiguration(image=str(path), mode=mode, loader="disk", serial="none", hypervisor_leaves="kvm")
+    )
+    stop = machine.run(LIMIT)
+    assert stop is not None
+    assert 33 == stop.status
+    assert {"kick_cpu": 1} == machine.statistics()["exits_by_detail"]["vmcall"]
 
 
 def test_an_interrupt_that_waits_is_delivered_right_behind_the_call() -> None:
@@ -329,18 +346,17 @@ def test_no_registers_at_the_backdoor_do_any_harm(values: list[int], access: str
 @pytest.mark.parametrize("name", ["cpuid", "preempt", "realmode_boot"])
 def test_the_modes_stay_equal_with_every_choice(name: str, shown: str) -> None:
     """Console, status and position of a lesson."""
-    from hvemu.testing.running import run_guest
-
     guest = catalog()[name]
     results = [
         run_guest(guest_configuration(guest, mode=mode, hypervisor_leaves=shown), keys=guest.input)
         for mode in guest.modes
         if mode in MODES
     ]
-    assert results[0].status == 33
+    assert 33 == results[0].status
     first = results[0]
     for result in results[1:]:
         assert (first.console, first.status) == (result.console, result.status)
+        assert first.machine.mode.position() == result.machine.mode.position()
 
 
 def test_a_restart_forgets_what_the_guest_had_enabled() -> None:
