@@ -222,6 +222,25 @@ def test_moving_the_counter_moves_the_page() -> None:
         assert (kernel.machine.mode.position() - 3) * 4 == (values["edx"] << 32 | values["eax"]) - then + time
 
 
+def test_a_page_that_is_filled_over_the_next_instruction_is_what_executes() -> None:
+    """The seconds of the wall clock are 40 40 40 f4: three times INC EAX, HLT."""
+    for paged in (None, identity()):
+        text = f"b9{word(0x4B564D00)} b8=where 31d2 eb00 where: 9090 0f30 90909090 90909090 fa f4"
+        for kernel in run_all(text, hypervisor_leaves="kvm", rtc=0xF440_4040, pages=paged):
+            assert kernel.labels["where"] + 8 == registers(kernel)["eip"]
+            assert kernel.labels["where"] + 3 == registers(kernel)["eax"]
+
+
+@pytest.mark.parametrize("at", [0x10_0800, USER + 0x900, 0x11_0F00, DATA], ids=["code", "handler", "idt", "data"])
+@pytest.mark.parametrize("paged", [False, True])
+def test_pages_of_the_hypervisor_may_lie_beside_anything(at: int, paged: bool) -> None:
+    """Code that runs, the handler's own, tables: what is written there changes neither position nor outcome."""
+    clock = write_msr(0x4B564D01, at + 0x20 | 1) + write_msr(0x4B564D00, at + 0x40) + write_msr(0x10, 0)
+    pages = {**identity(), LAPIC_BASE: LAPIC_BASE | 0x13} if paged else None
+    for kernel in ticking(f"{clock} {write_msr(0x4B564D04, at | 1)}", at, pages=pages):
+        assert (6, 0) == (registers(kernel)["esi"], registers(kernel)["edi"])
+
+
 @pytest.mark.parametrize("index", [0x11, 0x12, 0x4B564D00, 0x4B564D01, 0x4B564D04, 0x40000000, 0x40000020])
 def test_registers_of_a_hypervisor_that_is_not_shown_fault(index: int) -> None:
     """#GP, reading and writing."""
@@ -230,32 +249,34 @@ def test_registers_of_a_hypervisor_that_is_not_shown_fault(index: int) -> None:
             assert 13 == registers(kernel)["eax"]
 
 
-TIMER = 0x40
+TIMER = 0x20
 
 
-def apic_kernel(flag: str) -> str:
-    """Some ticks of the local APIC's timer, each ended by BTR on the flag, else by the register; counts both."""
-    local = LAPIC_BASE
-    return (
-        f"{flag} c705${local + 0xF0:x}$1ff c705${local + 0x320:x}$200{TIMER - 0x20:02x} c705${local + 0x3E0:x}$b"
+def ticking(prepare: str, flag: int, **settings: object) -> tuple[Kernel, Kernel, Kernel]:
+    """Six ticks of the local APIC's timer, each ended by BTR on the flag or else by the register.
+
+    ESI counts the ticks, EDI the writes to the register; EAX is what is in service at the end.
+    """
+    local, handler = LAPIC_BASE, USER + 0x800
+    body = f"0fba35${flag:x} 00 72~told 47 c705${local + 0xB0:x}$0 told: 46 cf"
+    text = (
+        f"{prepare} c705${local + 0xF0:x}$1ff c705${local + 0x320:x}$200{TIMER:02x} c705${local + 0x3E0:x}$b"
         f" c705${local + 0x380:x}$400 fb one: 83fe06 72~one fa a1${local + 0x120:x} f4"
+    )
+    return run_all(
+        text,
+        hypervisor_leaves="kvm",
+        registers={6: 0, 7: 0},
+        handlers={TIMER: f"68${handler:x} c3"},
+        data={handler: body},
+        **settings,
     )
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_ticks_of_the_local_timer_are_ended_in_memory(enabled: bool) -> None:
     """The handler tests and clears the flag, and writes the register where it was clear; all modes do the same."""
-    vector = TIMER - 0x20
-    handler = USER + 0x800
-    body = f"0fba35${DATA:x} 00 72~told 47 c705${LAPIC_BASE + 0xB0:x}$0 told: 46 cf"
-    flag = write_msr(0x4B564D04, DATA | int(enabled))
-    for kernel in run_all(
-        apic_kernel(flag),
-        hypervisor_leaves="kvm",
-        registers={6: 0, 7: 0},
-        handlers={vector: f"68${handler:x} c3"},
-        data={handler: body},
-    ):
+    for kernel in ticking(write_msr(0x4B564D04, DATA | int(enabled)), DATA):
         values = registers(kernel)
         assert (6, 0 if enabled else 6, 0) == (values["esi"], values["edi"], values["eax"])
         assert 0 == kernel.machine.memory.read_u32(DATA)
