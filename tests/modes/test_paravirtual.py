@@ -410,6 +410,17 @@ def test_one_transition_is_not_for_ever():
     assert 4_000 < done < 4_200
 
 
+def test_what_the_hypervisor_writes_into_running_code_is_executed():
+    """The count of updates goes into the operand of a later instruction of the same page, again and again."""
+    at = leaf(SCRATCH)
+    text = (
+        f"eb~begin patch: bb operand: 00000000 c3 begin: 31ff b9$40 top: 51 57 {call(1, REQUESTS, 3, 'operand', SELF)}"
+    )
+    text += f" 5f 59 e8>patch 01df c705=operand$0 49 0f85>top 893d${SCRATCH:x} {STOP}"
+    domain = run(text, data={REQUESTS: requests(*[(at, (SCRATCH + OFFSET) | P | RW)] * 3)})
+    assert (3 * 0x40,) == domain.words(SCRATCH)
+
+
 def test_a_multicall_in_a_multicall_is_refused():
     """And iret, which could not come back."""
     for number in (Hypercall.MULTICALL, Hypercall.IRET):
