@@ -8,7 +8,8 @@ import json
 from collections.abc import Callable
 from typing import IO
 
-from hvemu.trace.events import Event
+from hvemu.trace.events import Assisted, Event, Exited
+from hvemu.vocabulary.exits import detail_name
 
 Observer = Callable[[Event], None]
 
@@ -42,8 +43,11 @@ class Tracer:
 
 
 def event_as_dict(event: Event) -> dict[str, object]:
-    """An event as plain values, its type under ``event``."""
-    return {"event": type(event).__name__, **dataclasses.asdict(event)}
+    """An event as plain values, its type under ``event``; a detail also by the name that the ledger gives it."""
+    values = {"event": type(event).__name__, **dataclasses.asdict(event)}
+    if isinstance(event, (Exited, Assisted)):
+        values["name"] = detail_name(event.kind, event.detail)
+    return values
 
 
 class JsonLines:

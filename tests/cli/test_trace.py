@@ -14,8 +14,9 @@ from hvemu.vocabulary.addresses import Position
 from hvemu.vocabulary.exits import AssistKind, ExitKind
 
 FIELDS = {
-    "Exited": {"event", "position", "kind", "eip", "detail", "size", "value"},
-    "Assisted": {"event", "position", "kind", "eip", "detail", "error_code"},
+    "Exited": {"event", "position", "kind", "eip", "detail", "size", "value", "name"},
+    "Assisted": {"event", "position", "kind", "eip", "detail", "error_code", "name"},
+    "Batched": {"event", "position", "call", "result"},
     "DeviceSpoke": {"event", "position", "device", "what", "detail"},
     "InputArrived": {"event", "position", "source", "data"},
     "Ended": {"event", "position", "status", "reason"},
@@ -51,6 +52,22 @@ def test_two_runs_write_the_same_trace(name: str, tmp_path: Path) -> None:
     """Byte for byte, keys and crashes included."""
     first, second = (traced(catalog()[name], tmp_path / file) for file in ("one", "two"))
     assert first == second
+
+
+def test_a_trace_shows_hypercalls_by_name_and_batches_by_their_parts(tmp_path: Path) -> None:
+    """How many requests a call had, and each call of a multicall with its result."""
+    path = tmp_path / "trace"
+    assert 33 == main(["run", "processes_pv", "--append", "work=pte:200", "--trace", str(path)])
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    calls = [event for event in events if event.get("kind") == "hypercall"]
+    updates = [event["size"] for event in calls if event["name"] == "mmu_update"]
+    assert 200 <= sum(updates)
+    assert 100 <= max(updates)
+    multicalls = sum(event["size"] for event in calls if event["name"] == "multicall")
+    parts = [event for event in events if event["event"] == "Batched"]
+    assert multicalls == len(parts) > 0
+    assert {"mmuext_op", "stack_switch"} <= {part["call"] for part in parts}
+    assert {0} == {part["result"] for part in parts}
 
 
 def test_two_processes_worth_of_command_line_write_the_same_trace(tmp_path: Path) -> None:
