@@ -29,3 +29,12 @@ def test_every_hypercall_is_explained():
     """By its own name, and the ledger's kinds are none of these names."""
     assert {call.name.lower() for call in Hypercall} == set(HYPERCALLS)
     assert not set(HYPERCALLS) & set(EXPLANATIONS)
+
+
+def test_the_interface_of_mode_pv_is_documented():
+    """Each hypercall with its number, in docs/paravirtual.md."""
+    text = (ROOT / "docs" / "paravirtual.md").read_text(encoding="utf-8")
+    rows = {}
+    for numbers, names in re.findall(r"^\| ([\d, ]+) \| ([\w, ]+) \|", text, re.MULTILINE):
+        rows.update(zip(names.split(", "), map(int, numbers.split(", ")), strict=True))
+    assert {call.name.lower(): int(call) for call in Hypercall} == rows
