@@ -362,6 +362,7 @@ void __attribute__((regparm(2), noreturn)) program(u32 kind, u32 count)
     case WORK_SWITCH: report_line("work: switch", work_switch(count)); break;
     case WORK_PTE: report_line("work: page-table entries", work_pte(count)); break;
     case WORK_NULL: report_line("work: nothing", ask(SYSTEM_NULL, count, 0) == 0); break;
+    case WORK_SLEEP: report_line("work: sleep", ask(SYSTEM_SLEEP, count, 0) == 0); break;
     default:
         forking();
         copying();

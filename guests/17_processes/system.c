@@ -102,9 +102,10 @@ static const char *after(const char *text, const char *prefix)
 static u32 wanted(const char *command_line, u32 *count)
 {
     static const char *const names[] = { [WORK_FORK] = "work=fork:", [WORK_SWITCH] = "work=switch:",
-                                         [WORK_PTE] = "work=pte:", [WORK_NULL] = "work=null:" };
+                                         [WORK_PTE] = "work=pte:", [WORK_NULL] = "work=null:",
+                                         [WORK_SLEEP] = "work=sleep:" };
     for (const char *p = command_line; *p; p++)
-        for (u32 kind = WORK_FORK; kind <= WORK_NULL; kind++) {
+        for (u32 kind = WORK_FORK; kind <= WORK_SLEEP; kind++) {
             const char *digits = p == command_line || p[-1] == ' ' ? after(p, names[kind]) : 0;
             if (!digits)
                 continue;

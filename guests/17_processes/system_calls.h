@@ -26,4 +26,4 @@ enum {
 #define KILLED_BY(vector) (KILLED + 1 + (vector))
 
 /* What the first process does. */
-enum { WORK_CHECKS, WORK_FORK, WORK_SWITCH, WORK_PTE, WORK_NULL };
+enum { WORK_CHECKS, WORK_FORK, WORK_SWITCH, WORK_PTE, WORK_NULL, WORK_SLEEP };

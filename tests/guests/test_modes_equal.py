@@ -43,7 +43,7 @@ def test_a_guest_behaves_as_on_the_bare_machine(name, mode):
 
 
 @pytest.mark.parametrize("mode", ["native", "trap", "bt"])
-@pytest.mark.parametrize("work", ["", "work=fork:5", "work=switch:50", "work=pte:100", "work=null:10"])
+@pytest.mark.parametrize("work", ["", "work=fork:5", "work=switch:50", "work=pte:100", "work=null:10", "work=sleep:3"])
 def test_the_ported_kernel_does_what_the_unported_one_does(mode, work):
     """One source, built twice: the same lines, the same verdict. Neither has a disk yet."""
     results = []
