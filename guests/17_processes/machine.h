@@ -33,6 +33,9 @@ u64 machine_time(void);                 /* grows; the unit is the machine's own 
 void machine_idle(void);                /* waits for an interrupt, and takes it */
 void machine_null(void);                /* asks the machine for as little as possible */
 
+/* How many pages the machine has taken by page_get() for somebody outside, and will page_put(): as good as free. */
+u32 machine_pages_lent(void);
+
 /* Page tables. Changes are collected by pte_set and hold after pte_commit, which then also forgets old translations: of
  * one address, of all, or of none if nothing was there before. A table that belongs to no address space yet is
  * plain memory and needs no pte_set. */

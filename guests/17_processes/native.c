@@ -60,6 +60,7 @@ void machine_end(u8 verdict)
 u64 machine_time(void) { return rdtsc(); }
 void machine_idle(void) { wait_for_interrupt(); }
 void machine_null(void) {}
+u32 machine_pages_lent(void) { return 0; }
 
 /* ---- page tables ---- */
 

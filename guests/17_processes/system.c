@@ -63,7 +63,7 @@ static u32 system_call(struct Frame *frame, u32 a, u32 b)
         frame->edx = time >> 32;
         return time;
     }
-    case SYSTEM_PAGES_FREE: return pages_free();
+    case SYSTEM_PAGES_FREE: return pages_free() + machine_pages_lent();
     case SYSTEM_CHECK: return system_check(a, b);
     case SYSTEM_SHOW_ZEROS: return space_show_zeros(&current->space, a, b) ? 0 : FAILED;
     case SYSTEM_NULL: return system_null(a);

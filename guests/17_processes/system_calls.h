@@ -15,7 +15,7 @@ enum {
     SYSTEM_TICKS,
     SYSTEM_TICKS_USED,      /* number of a child: what it was running at that many ticks */
     SYSTEM_TIME,            /* 64 bits in EDX:EAX */
-    SYSTEM_PAGES_FREE,
+    SYSTEM_PAGES_FREE,      /* or lent */
     SYSTEM_CHECK,           /* name, ok: a line of the report */
     SYSTEM_SHOW_ZEROS,      /* address and number of pages of the heap: map them now, in one batch */
     SYSTEM_NULL,            /* count: the cheapest request to the machine, so many times */

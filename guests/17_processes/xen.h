@@ -1,6 +1,6 @@
 /* The interface of Xen to 32-bit paravirtual guests, as far as we use it: numbers and layouts of Xen's public headers
- * (xen.h, arch-x86/xen-x86_32.h, event_channel.h, sched.h, physdev.h, io/console.h, elfnote.h). An MFN is the number of
- * a page of the real machine; ours are pages of a memory that only looks contiguous. */
+ * (xen.h, arch-x86/xen-x86_32.h, event_channel.h, sched.h, physdev.h, memory.h, io/console.h, io/xs_wire.h, elfnote.h).
+ * An MFN is the number of a page of the real machine; ours are pages of a memory that only looks contiguous. */
 #pragma once
 
 /* Segments that are there before we are: flat up to where the hypervisor begins. */
@@ -23,14 +23,17 @@
 #ifndef __ASSEMBLER__
 #include "../lib/cpu.h"
 
-enum { SET_TRAP_TABLE = 0, MMU_UPDATE = 1, STACK_SWITCH = 3, SET_CALLBACKS = 4, MULTICALL = 13, UPDATE_VA_MAPPING = 14,
-       SET_TIMER_OP = 15, XEN_VERSION = 17, MMUEXT_OP = 26, SCHED_OP = 29, EVENT_CHANNEL_OP = 32, PHYSDEV_OP = 33 };
+enum { SET_TRAP_TABLE = 0, MMU_UPDATE = 1, STACK_SWITCH = 3, SET_CALLBACKS = 4, MEMORY_OP = 12, MULTICALL = 13,
+       UPDATE_VA_MAPPING = 14, SET_TIMER_OP = 15, XEN_VERSION = 17, MMUEXT_OP = 26, SCHED_OP = 29,
+       EVENT_CHANNEL_OP = 32, PHYSDEV_OP = 33 };
 enum { EXT_PIN_L3_TABLE = 2, EXT_UNPIN_TABLE = 4, EXT_NEW_BASEPTR = 5, EXT_TLB_FLUSH_LOCAL = 6, EXT_INVLPG_LOCAL = 7 };
+enum { MEMORY_DECREASE = 1, MEMORY_POPULATE = 6 };
 enum { SCHED_YIELD = 0, SCHED_BLOCK = 1, SCHED_SHUTDOWN = 2 };
 enum { EVENT_BIND_VIRQ = 1, EVENT_SEND = 4, EVENT_UNMASK = 9 };
 #define PHYSDEV_SET_IOPL 6
 #define VIRQ_TIMER 0
 #define MYSELF 0x7FF0                   /* as the number of a domain */
+#define NOWHERE 0xFFFFFFFFu             /* in mfn_list: we have no such page now */
 #define MAPPING_INVLPG 2                /* flag of UPDATE_VA_MAPPING: forget the old one, on this CPU */
 #define TRAP_MASKS_EVENTS 4             /* flag of a trap; the lowest two bits are its DPL */
 
@@ -38,6 +41,7 @@ struct TrapInfo { u8 vector, flags; u16 cs; u32 address; };
 struct MmuUpdate { u64 entry, value; };                 /* machine address of an entry of eight bytes */
 struct MmuExtended { u32 command, operand, count; };    /* operand: an MFN or a linear address */
 struct Call { u32 number, result, arguments[6]; };      /* of a multicall */
+struct Reservation { u32 list, count, order, flags; u16 domain; };      /* list: of MFNs to give, of pages to get */
 
 struct StartInfo {
     char magic[32];
@@ -78,4 +82,12 @@ struct Console {
     char in[1024], out[CONSOLE_OUT];
     u32 in_taken, in_put, out_taken, out_put;
 };
+
+enum { STORE_READ = 2, STORE_WATCH = 4, STORE_WRITE = 11, STORE_WATCH_EVENT = 15 };
+#define STORE_RING 1024
+struct Store {
+    char requests[STORE_RING], answers[STORE_RING];
+    u32 request_taken, request_put, answer_taken, answer_put;
+};
+struct StoreHeader { u32 type, number, transaction, length; };  /* so many bytes follow */
 #endif
