@@ -39,7 +39,7 @@ CODE = (
     "-ffunction-sections", "-fdata-sections",
 )  # fmt: skip
 MACHINES = {"native": "", "paravirt": "_pv"}
-"""What a kernel may be built for, by the stem of its linker script; other files of that stem belong to it alone.
+"""What a kernel may be built for, by the stem of its linker script; files whose names begin so belong to it alone.
 With the end of the image's name."""
 LINK = ("-nostdlib", "-static", "-Wl,--gc-sections", "-Wl,--build-id=none")
 
@@ -97,7 +97,7 @@ def built_for_machines(folder: Path, library: list[Path]) -> Iterator[Guest]:
     for machine, ending in MACHINES.items():
         script = folder / f"{machine}.ld"
         if (GUESTS / script).exists():
-            own = [path for path in compiled(folder) if path.stem == machine or path.stem not in MACHINES]
+            own = [path for path in compiled(folder) if path.stem.split("_")[0] not in MACHINES.keys() - {machine}]
             name = f"{folder.name}{ending}"
             image = folder / f"{name[3:]}.elf"
             yield Guest(name, image, (*own, *library), script, definitions=(f"-D{machine.upper()}",))

@@ -1,8 +1,8 @@
 """``hvemu lab port``: what it takes to port a kernel to mode ``pv``, in lines of its source.
 
 The kernel of guests/17_processes is built twice. Files named ``paravirt.*`` and the public interface's ``xen.h`` are
-the port; ``native.*`` is what they stand for on a PC; all other files are the same for both. Lines of code are those
-that are neither blank nor comment.
+the port; ``native.*`` is what they stand for on a PC; ``paravirt_*`` is what a PC has nothing like; all other files are
+the same for both. Lines of code are those that are neither blank nor comment.
 """
 
 import json
@@ -19,6 +19,7 @@ _COMMENT: Final = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _PARTS: Final = {
     "port": "for the hypervisor's interface",
     "native": "for a PC",
+    "beyond": "what a PC has nothing like: the balloon",
     "common": "the same in both",
 }
 
@@ -37,6 +38,8 @@ def part_of(name: str) -> str:
     stem = Path(name).stem
     if stem == "paravirt" or name == "xen.h":
         return "port"
+    if stem.startswith("paravirt_"):
+        return "beyond"
     return "native" if stem == "native" else "common"
 
 
@@ -66,13 +69,13 @@ def main(arguments: list[str]) -> int:
     if arguments:
         print(json.dumps([file._asdict() for file in files], indent=1))
         return 0
-    print(f"{'file':18} {'lines':>6} {'code':>6}")
+    print(f"{'file':22} {'lines':>6} {'code':>6}")
     for part, what in _PARTS.items():
         own = [file for file in files if file.part == part]
         print(f"{part}: {what}")
         for file in own:
-            print(f"  {file.name:16} {file.lines:>6} {file.code:>6}")
-        print(f"  {'':16} {sum(file.lines for file in own):>6} {sum(file.code for file in own):>6}")
+            print(f"  {file.name:20} {file.lines:>6} {file.code:>6}")
+        print(f"  {'':20} {sum(file.lines for file in own):>6} {sum(file.code for file in own):>6}")
     port, all_of_it = (
         sum(file.code for file in files if file.part in parts) for parts in (["port"], ["port", "common"])
     )
