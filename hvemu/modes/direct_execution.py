@@ -234,6 +234,8 @@ class DirectExecution(Interception):
         problem = self._deliver_event(event)
         vcpu.clear_exception()
         if problem is None or isinstance(problem, Escalated):
+            if self._running:
+                self._look_at_entry()
             if self._pin.level and self._running and self.cpu.interrupts_enabled():
                 self._open_window()
             return problem is not None

@@ -13,12 +13,16 @@ from hvemu.cpu.delivery import (
     DEBUG,
     Event,
 )
-from hvemu.cpu.state import FLAG_RF
+from hvemu.cpu.linear import LinearFault, read_linear
+from hvemu.cpu.state import ATTRIBUTE_BIG, ESP, FLAG_RF, FLAG_VM, SS
+from hvemu.engine import layout
 from hvemu.memory.walk import walk
 from hvemu.modes.live_cpu import LiveCpu
 from hvemu.modes.stretches import Services, Stretches
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
 
+_MOST_ENTRIES: Final = 1 << 16
+_IRET: Final = b"\xcf"
 _FIRST_LOOK: Final = 256
 """Bytes looked at where a run starts."""
 
@@ -28,10 +32,13 @@ class Interception(Stretches):
 
     _suspicious: re.Pattern[bytes]
     """What the bytes of an instruction to intercept look like; a first, quick look."""
+    _outer_ring = 1
+    """From this ring of the engine on, IRET must not go to virtual-8086 mode; the engine lets it go there from any."""
 
     def __init__(self, services: Services, cpu: LiveCpu) -> None:
         super().__init__(services, cpu)
         self._sites: set[int] = set()
+        self._entries: set[tuple[int, int]] = set()  # where control has been moved to, and in which address space
         self._breakpoints: frozenset[int] = frozenset()
         self._resumed_at = (-1, 0)
         services.vcpu.on_translation(self._on_translation)
@@ -50,7 +57,7 @@ class Interception(Stretches):
                 memory.code_frames.add(second >> PAGE_SHIFT)
         else:
             code = bytes(memory.view[physical : physical + size])
-        if self._suspicious.search(code) and self._abandoned is None:
+        if self._looks_suspicious(code) and self._abandoned is None:
             self._intercept_sites(linear, size, code)
 
     def _look_at_first_block(self) -> None:
@@ -61,8 +68,23 @@ class Interception(Stretches):
             return
         memory.code_frames.add(physical >> PAGE_SHIFT)
         code = memory.view[physical : min(physical + _FIRST_LOOK, (physical | (PAGE_SIZE - 1)) + 1)]
-        if self._suspicious.search(code) and self._hook_sites(linear, bytes(code)):
+        if self._looks_suspicious(code) and self._hook_sites(linear, bytes(code)):
             self._forget_code_at(linear, len(code))
+
+    def _look_at_entry(self) -> None:
+        """Control has been moved inside a callback: the engine does not announce the block that comes next either."""
+        here = self.vcpu.linear_eip(), self._words[layout.WORD_CR3]
+        if here not in self._entries:
+            if len(self._entries) == _MOST_ENTRIES:
+                self._entries.clear()
+            self._entries.add(here)
+            self._look_at_first_block()
+
+    def _looks_suspicious(self, code: bytes | memoryview) -> bool:
+        return self._suspicious.search(code) is not None or (self._is_outside() and _IRET in bytes(code))
+
+    def _is_outside(self) -> bool:
+        return self._words[layout.WORD_HFLAGS] & 3 >= self._outer_ring
 
     def _intercept_sites(self, linear: int, size: int, code: bytes) -> None:
         """A block that has just been translated contains such an instruction: translate it again, with a hook."""
@@ -74,7 +96,8 @@ class Interception(Stretches):
         """Hook every instruction that may need to be intercepted; returns whether one was new."""
         fresh = False
         for at, mnemonic, operands in boundaries(code, self._bits()):
-            if self._is_intercepted(mnemonic, operands) and self._hook_site(linear + at):
+            wanted = self._is_intercepted(mnemonic, operands) or (mnemonic == "iretd" and self._is_outside())
+            if wanted and self._hook_site(linear + at):
                 fresh = True
         return fresh
 
@@ -99,12 +122,23 @@ class Interception(Stretches):
             self._intercept(linear)
             return
         instruction = self._instruction()
-        if (
-            instruction is not None
-            and self._is_intercepted(instruction.mnemonic, instruction.operands)
-            and self._wants(instruction)
-        ):
+        if instruction is None:
+            return
+        wanted = self._is_intercepted(instruction.mnemonic, instruction.operands) and self._wants(instruction)
+        if wanted or (instruction.mnemonic == "iretd" and self._is_outside() and self._pops_virtual_8086()):
             self._intercept(linear)
+
+    def _pops_virtual_8086(self) -> bool:
+        """Whether the EFLAGS that IRET is going to pop have VM set, which a CPU ignores outside of ring 0."""
+        cpu = self.cpu
+        stack, pointer = cpu.segment(SS), cpu.gpr(ESP) + 8
+        if not stack.attributes & ATTRIBUTE_BIG:
+            pointer &= 0xFFFF
+        try:
+            flags = read_linear(self.memory, cpu.paging(), stack.base + pointer, 4, mark=False)
+        except LinearFault:
+            return False
+        return bool(int.from_bytes(flags, "little") & FLAG_VM)
 
     def _intercept(self, linear: int) -> None:
         self._intercept_at = linear

@@ -171,7 +171,8 @@ class NativeMode(DirectExecution):
         """Do the intercepted instruction at EIP in place of the CPU."""
         detailed = decode_operands(instruction.code, self._bits())
         assert detailed is not None
-        self._note(*self._assist_of(instruction))
+        if instruction.mnemonic != "iretd":
+            self._note(*self._assist_of(instruction))
         result = self._privileged.execute(detailed)
         if isinstance(result, Event):
             self._exception(result)

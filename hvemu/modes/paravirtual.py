@@ -16,6 +16,7 @@ from hvemu.cpu.delivery import (
     DEVICE_NOT_AVAILABLE,
     GENERAL_PROTECTION,
     INVALID_OPCODE,
+    PAGE_FAULT,
     Escalated,
     Event,
     TripleFault,
@@ -321,6 +322,10 @@ class ParavirtualMode(Reflection):
         """Whether the guest lets events through."""
         return not self._view.masked()
 
+    def deliver_nmi(self) -> Stop | None:
+        """Only a guest with a handler for it hears of an NMI."""
+        return super().deliver_nmi() if 2 in self._traps else None
+
     def deliver_interrupt(self, vector: int) -> Stop | None:
         """Call the guest up for its events."""
         self.halted = False
@@ -354,7 +359,9 @@ class ParavirtualMode(Reflection):
         arguments = gpr(EBX), gpr(ECX), gpr(EDX), gpr(ESI), gpr(EDI)
         outcome = self._call(Call(number, arguments[1] if number in _LISTS else 1, arguments))
         assert type(outcome) is Retire
-        if number != Hypercall.IRET:
+        if number == Hypercall.IRET:
+            self._look_at_entry()
+        else:
             self.vcpu.set_gpr(EAX, outcome.value)
 
     def _return_to_guest(self) -> None:
@@ -453,23 +460,28 @@ class ParavirtualMode(Reflection):
         vcpu, stack = self.vcpu, self.vcpu.segment(SS)
         esp = vcpu.gpr(ESP)
         try:
-            eax, eip, selector, flags = struct.unpack("<4I", self._read(stack.base + esp, 16))
-            code = self._code_segment(selector & 0xFFFF, (1, 3))
-            pointer = (esp + 16) & 0xFFFF_FFFF
-            if selector & 3 == 3:
-                pointer, other = struct.unpack("<2I", self._read(stack.base + esp + 16, 8))
-                stack = self._stack_segment(other & 0xFFFF, 3)
-            elif stack.selector & 3 != 1:
-                raise _Refused("its stack is not that of ring 1")
+            eax = int.from_bytes(self._read(stack.base + esp, 4), "little")
+            flags = self._return_through((esp + 4) & 0xFFFF_FFFF)
         except (_Refused, LinearFault) as problem:
             self._crash(f"the iret hypercall cannot return: {_why(problem)}")
             return
         self.domain.events.mask(not flags & FLAG_IF)
-        self._view.set_eflags(flags)
         vcpu.set_gpr(EAX, eax)
+
+    def _return_through(self, esp: int) -> int:
+        """Go to where a frame says; returns the flags in it. Raises _Refused or LinearFault, and has done nothing."""
+        vcpu, stack, ring = self.vcpu, self.vcpu.segment(SS), self.vcpu.cpl()
+        eip, selector, flags = struct.unpack("<3I", self._read(stack.base + esp, 12))
+        code = self._code_segment(selector & 0xFFFF, (1, 3) if ring == 1 else (3,))
+        pointer = (esp + 12) & 0xFFFF_FFFF
+        if selector & 3 != ring:
+            pointer, other = struct.unpack("<2I", self._read(stack.base + esp + 12, 8))
+            stack = self._stack_segment(other & 0xFFFF, 3)
+        self._view.set_eflags(flags)
         vcpu.set_gpr(ESP, pointer)
         vcpu.set_eip(eip)
         vcpu.set_code_and_stack(code, stack)
+        return int(flags)
 
     def _read(self, linear: int, length: int) -> bytes:
         return read_linear(self.memory, self._view.paging(), linear, length)
@@ -599,7 +611,16 @@ class ParavirtualMode(Reflection):
         return True
 
     def _emulate(self, instruction: Instruction) -> None:
-        self._exception(Event(INVALID_OPCODE))
+        if instruction.mnemonic != "iretd":
+            self._exception(Event(INVALID_OPCODE))
+            return
+        try:
+            self._return_through(self.vcpu.gpr(ESP))
+            self._retired += len(instruction.code)
+        except _Refused:
+            self._exception(Event(GENERAL_PROTECTION, 0))
+        except LinearFault as fault:
+            self._exception(Event(PAGE_FAULT, fault.fault.error_code, address=fault.fault.address))
 
 
 def _outside_ring_0(selector: int) -> int:

@@ -51,6 +51,7 @@ class TrapMode(Reflection):
 
     name = "trap"
     _suspicious = re.compile(rb"\x0f\xc7")
+    _outer_ring = 3
     _reserved_frames = 0
     """Machine frames below the guest's that are not for page tables."""
 
@@ -317,6 +318,8 @@ class TrapMode(Reflection):
             self._charge(len(instruction.code))
             self._stop_now()
             return
+        if self._running and self.vcpu.cpl() == 3:
+            self._look_at_entry()
         # A load of SS holds off the single-step trap as it does interrupts
         held_off = instruction.mnemonic != "sti" and self.vcpu.interrupt_shadow()
         self._retired_by_us(len(instruction.code), stepping=stepping and not held_off)
@@ -360,4 +363,14 @@ class TrapMode(Reflection):
         return False  # it executes as it would without anybody looking
 
     def _emulate(self, instruction: Instruction) -> None:
-        super()._exception(Event(INVALID_OPCODE))
+        if instruction.mnemonic == "iretd":
+            detailed = self._detailed()
+            assert detailed is not None
+            eip, result = self.vcpu.eip(), self._privileged.execute(detailed)
+            if isinstance(result, Event):
+                super()._exception(result)
+            else:
+                self._count(ExitKind.PRIVILEGED, "iretd", eip, len(instruction.code))
+                self._retired += len(instruction.code)
+        else:
+            super()._exception(Event(INVALID_OPCODE))

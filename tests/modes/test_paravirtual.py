@@ -8,7 +8,7 @@ from hvemu.trace.events import Batched, Exited
 from hvemu.trace.tracer import Tracer
 from hvemu.vocabulary.exits import ExitKind
 from hvemu.vocabulary.xen import Hypercall
-from tests.modes.small_kernel import Kernel, identity
+from tests.modes.small_kernel import Kernel, assemble, identity
 from tests.paravirtual.small_domain import CALL, DATA, OFFSET, PASS, SmallDomain, call, traps
 
 TRAPS, REQUESTS, SCRATCH, USER, STACK = DATA, DATA + 0x1000, DATA + 0x2000, DATA + 0x3000, DATA + 0x8000
@@ -453,3 +453,30 @@ def test_two_runs_are_the_same_event_by_event():
         domain.run()
         runs.append((seen, domain.machine.mode.position()))
     assert runs[0] == runs[1]
+
+
+def test_iret_ignores_the_flag_of_virtual_8086_mode():
+    """Of user code and of the kernel: neither is in ring 0."""
+    user = f"68$20202 682be00000 68${USER + 0x40:x} cf"
+    mapping = call(Hypercall.UPDATE_VA_MAPPING, USER, (USER + OFFSET) | P | RW | US, 0, 2)
+    code = bytes.fromhex(assemble(user, USER)[0].hex()).ljust(0x40, b"\x90") + b"\xcd\x80"
+    _, frame = frame_of(0x80, 3, f"{mapping} {TO_USER} {IRET}", data={USER: code})
+    assert USER + 0x42 == frame[0]
+    domain = run(f"68$20202 6819e00000 68=there cf f4 there: 9c 58 {eax_to(SCRATCH)} {STOP}")
+    assert 0 == domain.status
+    assert not domain.words(SCRATCH)[0] & 1 << 17
+
+
+def test_an_nmi_reaches_only_a_kernel_that_has_a_handler_for_it():
+    """Others go on."""
+    wait = "b9$2000 wait: 49 75~wait"
+    domain = SmallDomain(f"{wait} {STOP}")
+    domain.machine.run(1_000)
+    domain.machine.board.nmi.raise_nmi()
+    assert 0 == domain.run()
+    domain = SmallDomain(f"{SET_TRAPS} {wait} c605${SCRATCH:x} 01 {STOP} {HANDLER}")
+    domain.write(TRAPS, traps((2, 0, "handler"), labels=domain.labels))
+    domain.machine.run(1_000)
+    domain.machine.board.nmi.raise_nmi()
+    assert 0 == domain.run()
+    assert (0xE019 | 1 << 16,) == domain.words(SCRATCH + 4)

@@ -10,7 +10,7 @@ from hvemu.machine.configuration import MachineConfiguration
 from hvemu.testing.catalog import catalog
 from hvemu.testing.running import guest_configuration, run_guest
 from hvemu.vocabulary.errors import UserError
-from tests.modes.small_kernel import Kernel
+from tests.modes.small_kernel import HANDLERS, STACK, TO_USER, USER, Kernel, identity
 
 BASE = 0x10_0000
 
@@ -182,3 +182,26 @@ def test_virtual_8086_mode_ends_the_guest_with_a_sentence(mode):
     assert 64 == kernel.machine.stop.status
     assert "virtual-8086 mode, which does not exist" in kernel.machine.stop.reason
     assert "use --mode native" in kernel.machine.stop.reason
+
+
+@pytest.mark.parametrize("mode", ["native", "trap", "bt"])
+@pytest.mark.parametrize("paging", [False, True])
+def test_iret_of_user_code_ignores_the_flag_of_virtual_8086_mode(mode, paging):
+    """A CPU looks at it in ring 0 alone; the engine does in every ring."""
+    user = "68$0002b000 68$00020202 6a23 68$00120040 cf"
+    pages = {page: entry | 4 for page, entry in identity().items()} if paging else None
+    kernel = Kernel(mode, TO_USER, data={USER: user, USER + 0x40: "b8$1234 0f0b"}, pages=pages)
+    kernel.machine.run(100_000)
+    cpu = kernel.machine.registers()
+    assert (0x1234, HANDLERS + 16 * 6 + 1) == (cpu.gprs[0], cpu.instruction_pointer)
+    frame = struct.unpack("<3I", kernel.machine.memory.read(STACK - 20, 12))
+    assert (USER + 0x45, 0x23) == frame[:2]
+    assert not frame[2] & 1 << 17
+
+
+@pytest.mark.parametrize("mode", ["native", "trap", "bt"])
+def test_a_handler_may_begin_with_an_instruction_that_is_looked_at(mode):
+    """The engine does not announce the block that an event leads to."""
+    kernel = Kernel(mode, "0f0b", handlers={6: "b9$12345678 0f32 f4", 13: "b8$77 f4"})
+    kernel.machine.run(100_000)
+    assert 0x77 == kernel.machine.registers().gprs[EAX]
