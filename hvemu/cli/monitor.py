@@ -120,6 +120,10 @@ class Monitor:
             self._say(f"{first:08x}-{last:08x} {rights}")
 
     def _interrupts(self) -> None:
+        if self._machine.channels is not None:
+            for line in self._machine.channels():
+                self._say(line)
+            return
         board = self._machine.board
         for name, chip in (("8259 master", board.pic.master), ("8259 slave", board.pic.slave)):
             self._say(
@@ -202,10 +206,14 @@ class Monitor:
             self._say(f"Say: balloon SIZE, from 1M to the {memory >> 20}M that this guest was started with.")
             return
         self._machine.balloon.set_balloon(size)
+        self._say(f"asked for {size >> 10} KiB; the guest obeys as it runs, if it looks at memory/target at all")
 
     def _balloon_info(self) -> None:
         balloon = self._machine.balloon
-        self._say(_NO_BALLOON if balloon is None else f"the guest has {balloon.balloon() >> 10} KiB")
+        if balloon is None:
+            self._say(_NO_BALLOON)
+        else:
+            self._say(f"the guest has {balloon.balloon() >> 10} KiB, of {balloon.balloon_target() >> 10} KiB asked for")
 
     def _continue(self, _words: list[str]) -> None:
         self._resume = True

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from hvemu.vocabulary.errors import UserError
 
-HINT: Final = "Build it as a 32-bit multiboot ELF."
+HINT: Final = "Check that the file is whole; build it as a 32-bit multiboot ELF, or as a paravirtual kernel."
 _ELF_HEADER: Final = struct.Struct("<16sHHIIIIIHHHHHH")
 _PROGRAM_HEADER: Final = struct.Struct("<IIIIIIII")
 LOAD: Final = 1

@@ -22,6 +22,8 @@ _READ_ONLY, _WRITABLE, _TABLE = 0x21, 0x23, 0x27
 """Present and accessed, as the domain builder's L1_PROT and L2_PROT are: leaves are the kernel's alone."""
 _TABLE_SPAN: Final = 1 << 21
 _SPARE: Final = 512 << 10
+LONGEST_COMMAND_LINE: Final = 1023
+"""Bytes, so that a zero follows in start_info."""
 _ALIGNMENT: Final = 4 << 20
 _START_INFO: Final = struct.Struct("<32sIIIIIIIIIIII1024sII")
 
@@ -65,7 +67,7 @@ def read_notes(image: bytes, name: str) -> XenNotes | None:
     if xen.NOTE_ENTRY not in values:
         raise UserError(f"{name} has Xen's notes but no entry point", _HINT)
     if not found.get(xen.NOTE_PAE_MODE, b"").lower().startswith((b"yes", b"bimodal")):
-        raise UserError(f"{name} is a paravirtual kernel without PAE, which hvemu does not offer", _HINT)
+        raise UserError(f"{name} has Xen's notes, but none that says PAE, which is all that hvemu offers", _HINT)
     return XenNotes(
         values[xen.NOTE_ENTRY],
         values.get(xen.NOTE_HYPERCALL_PAGE),
@@ -101,11 +103,14 @@ class DomainBuilder:
         tables = console + 1
         count, mapped = self._table_count(tables)
         stack = tables + count
-        if (stack + 1) << PAGE_SHIFT > len(self._frames) << PAGE_SHIFT or mapped > xen.HYPERVISOR_START:
+        if mapped > xen.HYPERVISOR_START:
+            where = f"from {notes.base:#x} on there is not enough room below the hypervisor"
+            raise UserError(f"{self._request.image_name} cannot be mapped: {where}", "Give it a lower VIRT_BASE.")
+        if (stack + 1) << PAGE_SHIFT > len(self._frames) << PAGE_SHIFT:
             raise UserError(f"{self._request.image_name} does not fit into memory", "Start with more --memory.")
         layout = Layout(store, console, range(tables, tables + count), start_info, notes.hypercall_page)
         self._map(layout.tables, mapped)
-        text = self._request.append.encode()[:1023]
+        text = self._request.append.encode()[:LONGEST_COMMAND_LINE]
         initrd = self._request.initrd
         self._write(
             start_info << PAGE_SHIFT,

@@ -18,6 +18,7 @@ from hvemu.engine.vcpu import Vcpu
 from hvemu.loader import firmware, select
 from hvemu.loader.bios import Bios
 from hvemu.loader.contract import BootRequest, read_file
+from hvemu.loader.xen_guest import LONGEST_COMMAND_LINE
 from hvemu.machine.board import NOWHERE, Backends, Board
 from hvemu.machine.clock import NANOSECONDS_PER_BYTE, HostClock, VirtualClock
 from hvemu.machine.configuration import MachineConfiguration
@@ -93,15 +94,33 @@ def read_images(configuration: MachineConfiguration) -> tuple[BootRequest, str]:
     return request, loader
 
 
+def _check_technique(configuration: MachineConfiguration, loader: str, request: BootRequest) -> None:
+    """Mode ``pv`` and paravirtual kernels belong together; raises UserError."""
+    name, told = request.image_name, configuration.loader != "auto"
+    if loader == "xen" and configuration.mode != "pv":
+        hint = "Leave --loader out, or use --mode pv." if told else "Use --mode pv."
+        raise UserError(f"{name} is {'to be loaded as ' if told else ''}a paravirtual kernel", hint)
+    if configuration.mode != "pv":
+        return
+    if loader != "xen":
+        what = f"--loader {loader} is not for paravirtual kernels" if told else f"{name} is not a paravirtual kernel"
+        raise UserError(f"Mode pv cannot run it: {what}", "Leave --loader out." if told else "Use --mode native or bt.")
+    if configuration.modules:
+        raise UserError("A paravirtual kernel has no modules", "Give it one file with --initrd.")
+    if len(configuration.append.encode()) > LONGEST_COMMAND_LINE:
+        raise UserError(f"A paravirtual kernel's command line ends after {LONGEST_COMMAND_LINE} bytes", "Shorten it.")
+    if configuration.display == "text":
+        raise UserError("A paravirtual guest has no screen", "Leave out --display: its console is --serial.")
+    if "pae" in configuration.cpu_without:
+        raise UserError("Mode pv needs a CPU with PAE", "Leave -pae out of --cpu.")
+
+
 def build(
     configuration: MachineConfiguration, *, backends: Backends = NOWHERE, tracer: Tracer | None = None
 ) -> Machine:
     """A machine at its first instruction. Raises UserError when the image or the configuration is impossible."""
     request, loader = read_images(configuration)
-    if (loader == "xen") != (configuration.mode == "pv"):
-        if loader == "xen":
-            raise UserError(f"{request.image_name} is a paravirtual kernel", "Use --mode pv.")
-        raise UserError(f"{request.image_name} is not a paravirtual kernel", "Use --mode native, trap or bt.")
+    _check_technique(configuration, loader, request)
     tracer = tracer or Tracer()
     ledger = Ledger()
 
@@ -266,6 +285,7 @@ def build(
         tracer=tracer,
         reset=power_on,
         balloon=domain_mode.domain if paravirtual else None,
+        channels=domain_mode.domain.events.lines if paravirtual else None,
     )
     power_on()
     return machine

@@ -42,6 +42,9 @@ class Balloon(Protocol):
     def set_balloon(self, size: int) -> None:
         """Ask it to make do with so many bytes."""
 
+    def balloon_target(self) -> int:
+        """What it was asked for last."""
+
     def balloon(self) -> int:
         """How many bytes it has now."""
 
@@ -67,6 +70,8 @@ class Machine:
     reset: Callable[[], None]
     balloon: Balloon | None = None
     """Takes and returns memory of the guest, if the guest can do that."""
+    channels: Callable[[], list[str]] | None = None
+    """Tells of the event channels that a guest has in place of interrupt lines, for people."""
     stop: Stop | None = None
     idle: Idle | None = None
     """Set by a console that can wait for input; without it nothing comes from outside."""

@@ -140,6 +140,11 @@ class Domain:
         if self.store is not None:
             self.store.write("memory/target", b"%d" % (size >> 10))
 
+    def balloon_target(self) -> int:
+        """What it was asked for last; all of its memory at first."""
+        target = self.store.read("memory/target") if self.store is not None else None
+        return len(self.frames) << PAGE_SHIFT if target is None else int(target) << 10
+
     def balloon(self) -> int:
         """How many bytes of memory the guest has now."""
         return self.paging.owner.count(Owner.GUEST) << PAGE_SHIFT

@@ -157,6 +157,17 @@ class EventChannels:
         self._channels[port] = Channel("virq", number)
         return port
 
+    def lines(self) -> list[str]:
+        """The ports in use and their bits, for people."""
+        due = "yes" if self.upcall_due() else "no, they are held off" if self._byte(xen.UPCALL_PENDING) else "no"
+        rows = []
+        for port, channel in sorted(self._channels.items()):
+            word = self._memory.read_u32(self._shared + xen.EVENT_PENDING + (port >> 5) * 4)
+            bits = f"pending={word >> (port & 31) & 1}  masked={int(self.is_masked(port))}"
+            what = f"{channel.kind} {channel.detail}" if channel.kind in ("virq", "unbound") else channel.kind
+            rows.append(f"port {port}: {bits}  {what}")
+        return [*rows, f"upcalls are held off: {'yes' if self.masked() else 'no'}; one is due: {due}"]
+
     def operate(self, command: int, argument: int, guest: GuestAccess) -> int:
         """event_channel_op: a structure of each command's own at linear address ``argument``."""
         if command == xen.EVTCHN_SEND:

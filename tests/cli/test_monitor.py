@@ -215,12 +215,23 @@ def test_a_balloon_is_asked_for_in_mode_pv_alone() -> None:
     for line in ("balloon 8M", "info balloon"):
         assert "This guest has no balloon." in desk.say(line)
     desk = Desk("processes_pv", until=1_000)
-    assert "the guest has 16384 KiB\n" == desk.say("info balloon")
+    assert "the guest has 16384 KiB, of 16384 KiB asked for\n" == desk.say("info balloon")
     for line in ("balloon", "balloon x", "balloon 0", "balloon 17M", "balloon 1K"):
         assert "Say: balloon SIZE, from 1M to the 16M that this guest was started with.\n" == desk.say(line)
-    assert "" == desk.say("balloon 8M")
+    assert desk.say("balloon 8M").startswith("asked for 8192 KiB; the guest obeys as it runs")
+    assert "the guest has 16384 KiB, of 8192 KiB asked for\n" == desk.say("info balloon")
     assert desk.machine.balloon is not None
     assert b"8192" == desk.machine.mode.domain.store.read("memory/target")  # type: ignore[attr-defined]
+
+
+def test_info_irq_shows_event_channels_in_mode_pv() -> None:
+    """There are no chips for such a guest."""
+    desk = Desk("processes_pv", until=2_000_000)
+    text = desk.say("info irq")
+    assert "port 1: pending=1  masked=1  interdomain\n" in text
+    assert "port 3: pending=0  masked=0  virq 0\n" in text
+    assert "upcalls are held off: " in text
+    assert "8259" not in text
 
 
 @pytest.mark.parametrize("line", ["quit", "q"])

@@ -324,3 +324,39 @@ def test_random_command_lines_are_answered(words: list[str], command: str) -> No
 def test_random_first_words_are_answered(words: list[str]) -> None:
     """Whatever stands where a command should."""
     assert main(["nonsense" + "".join(words[:1]), *words[1:]]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["hello", "--mode", "pv"], "hello.elf is not a paravirtual kernel. Use --mode native or bt."),
+        (["processes_pv", "--mode", "trap"], "processes_pv.elf is a paravirtual kernel. Use --mode pv."),
+        (
+            ["hello", "--loader", "xen"],
+            "is to be loaded as a paravirtual kernel. Leave --loader out, or use --mode pv.",
+        ),
+        (["processes_pv", "--loader", "flat"], "--loader flat is not for paravirtual kernels. Leave --loader out."),
+        (["processes_pv", "--display", "text"], "has no screen. Leave out --display: its console is --serial."),
+        (["processes_pv", "--cpu", "conroe,-pae"], "Mode pv needs a CPU with PAE. Leave -pae out of --cpu."),
+        (["processes_pv", "--append", "x" * 1024], "command line ends after 1023 bytes. Shorten it."),
+        (
+            ["processes_pv", "--module", __file__],
+            "A paravirtual kernel has no modules. Give it one file with --initrd.",
+        ),
+        (
+            ["processes_pv", "--shadow", "flush"],
+            "Mode pv has no shadow page tables. Use --shadow flush with --mode trap",
+        ),
+        (["processes_pv", "--audit"], "Mode pv does not look for lies of the kernel's. Use --audit with --mode trap."),
+        (
+            ["processes_pv", "--translation-log", "x"],
+            "Mode pv translates nothing. Use --translation-log with --mode bt.",
+        ),
+    ],
+)
+def test_what_does_not_go_with_paravirtual_kernels_is_a_mistake(
+    arguments: list[str], words: str, capsys: Captured
+) -> None:
+    """One sentence that ends with what to do, status 2."""
+    assert 2 == main(["run", *arguments])
+    assert words in capsys.readouterr().err
