@@ -10,6 +10,7 @@ import mmap
 import struct
 from array import array
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from hvemu.modes.translator import (
@@ -52,7 +53,12 @@ _ENTRY: Final = struct.Struct("<QII")
 """Guest EIP; EIP of its translation and CS."""
 LOOKUP_TABLE_SIZE: Final = 1 << 20
 _OFTEN: Final = 500
-_EMPTY: Final = b"".join(_ENTRY.pack(index ^ 1, 0, 0) for index in range(1 << 16))
+
+
+@cache
+def _empty_table() -> bytes:
+    """Entries that no address matches."""
+    return b"".join(_ENTRY.pack(index ^ 1, 0, 0) for index in range(1 << 16))
 
 
 class CacheFullError(Exception):
@@ -323,7 +329,7 @@ class TranslationCache:
         self._lookup_for = self._preferred
         if self._lookup is not None:
             for half in range(2):
-                self._lookup[half * LOOKUP_TABLE_SIZE : (half + 1) * LOOKUP_TABLE_SIZE] = _EMPTY
+                self._lookup[half * LOOKUP_TABLE_SIZE : (half + 1) * LOOKUP_TABLE_SIZE] = _empty_table()
 
     def constants(self) -> list[str]:
         """Names of the virtual registers whose values translations hold."""
