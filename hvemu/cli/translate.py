@@ -37,10 +37,18 @@ def _parser() -> Parser:
         allow_abbrev=False,
         description="Show how mode bt translates a guest's kernel: its code on the left, what is executed in its place"
         " on the right, and why. The guest does not run.",
+        epilog="In the listing: addresses on the right are offsets in the unit; 74*cc is room of 74 bytes, not used yet;"
+        " a hint compares with a target seen before; 'hlt ; exit 1' calls the hypervisor until the exit is chained; 'held"
+        " off for one instruction' is the shadow of STI or MOV SS. The code is shown as it was translated, before exits"
+        " are chained and hints are used.",
     )
     add_image_options(result)
     add = result.add_argument
-    add("--at", metavar="ADDRESS", help="a linear address, or a symbol of the image, instead of the entry point")
+    add(
+        "--at",
+        metavar="ADDRESS",
+        help="a linear address, or a symbol of the image (main, main+0x12), instead of the entry point",
+    )
     add("--units", type=positive, default=1, metavar="N", help="follow direct exits, breadth first, up to N units")
     add("--interrupts", choices=("0", "1"), help="translate for IF = 0 or IF = 1; the default is what IF is at boot")
     add("--json", action="store_true", help="the same as JSON")

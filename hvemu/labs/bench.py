@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from hvemu.labs import bench_guests
 from hvemu.vocabulary.errors import UserError
 
+_ABOUT = (__doc__ or "").replace("``", "")
 if TYPE_CHECKING:
     from hvemu.machine.machine import Machine
 
@@ -244,7 +245,7 @@ def _measure(case: str) -> float:
 def main(arguments: list[str]) -> int:
     """Run every case and print PASS or MISS against its goal; ``--json`` prints the medians instead."""
     if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: hvemu bench [--json]\n\n{__doc__}")
+        print(f"usage: hvemu bench [--json]\n\n{_ABOUT}")
         return 0
     if arguments and arguments != ["--json"]:
         raise UserError(f"hvemu bench does not know '{arguments[0]}'", "Type: hvemu bench [--json].")

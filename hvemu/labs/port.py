@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from hvemu.testing.catalog import guests_directory
 from hvemu.vocabulary.errors import UserError
 
+_ABOUT = (__doc__ or "").replace("``", "")
 FOLDER: Final = "17_processes"
 _SUFFIXES: Final = frozenset({".c", ".h", ".S", ".ld"})
 _COMMENT: Final = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
@@ -58,7 +59,7 @@ def count(folder: Path) -> list[Counted]:
 def main(arguments: list[str]) -> int:
     """Print the table, or with ``--json`` its values."""
     if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: hvemu lab port [--json]\n\n{__doc__}")
+        print(f"usage: hvemu lab port [--json]\n\n{_ABOUT}")
         return 0
     if arguments not in ([], ["--json"]):
         raise UserError(f"hvemu lab port does not know '{arguments[0]}'", "Type: hvemu lab port [--json].")

@@ -19,6 +19,7 @@ from hvemu.vocabulary.errors import UserError
 from hvemu.vocabulary.exits import ExitKind, detail_name, vector_name
 from hvemu.vocabulary.machine_map import POST_PORT
 
+_ABOUT = (__doc__ or "").replace("``", "")
 GUEST: Final = "sensitive"
 BASELINE: Final = "native"
 RINGS: Final = ("kernel", "user")
@@ -329,7 +330,7 @@ def main(arguments: list[str]) -> int:
     for word in words:
         name, equals, value = word.partition("=")
         if name in ("-h", "--help"):
-            print(f"usage: hvemu lab sensitive [--modes native,...] [--json FILE]\n\n{__doc__}", end="")
+            print(f"usage: hvemu lab sensitive [--modes native,...] [--json FILE]\n\n{_ABOUT}", end="")
             return 0
         if name not in ("--modes", "--json"):
             raise UserError(f"The lab does not know '{word}'", "Type: hvemu lab sensitive --help.")
