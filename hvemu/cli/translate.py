@@ -37,10 +37,10 @@ def _parser() -> Parser:
         allow_abbrev=False,
         description="Show how mode bt translates a guest's kernel: its code on the left, what is executed in its place"
         " on the right, and why. The guest does not run.",
-        epilog="In the listing: addresses on the right are offsets in the unit; 74*cc is room of 74 bytes, not used"
-        " yet; a hint compares with a target seen before; 'hlt ; exit 1' calls the hypervisor until the exit is chained;"
-        " 'held off for one instruction' is the shadow of STI or MOV SS. The code is shown as it was translated, before"
-        " exits are chained and hints are used.",
+        epilog="In the listing: addresses on the right are offsets in the unit; 74*cc is room of 74 bytes, not "
+        "used yet; a hint compares with a target seen before; 'hlt ; exit 1' calls the hypervisor until "
+        "the exit is chained; 'held off for one instruction' is the shadow of STI or MOV SS. The code is "
+        "shown as it was translated, before exits are chained and hints are used.",
     )
     add_image_options(result)
     add = result.add_argument
