@@ -115,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(ExitStatus.INTERRUPTED)
     except BrokenPipeError:
         _discard_output()
-        return int(ExitStatus.POWER_OFF)
+        # Whoever reads a list may stop when he has seen enough; a guest was stopped before its end
+        return int(ExitStatus.INTERRUPTED if words[:1] == ["run"] else ExitStatus.POWER_OFF)
     except SystemExit as error:
         return int(error.code) if isinstance(error.code, int) else int(ExitStatus.USAGE)
     except Exception as error:
