@@ -13,6 +13,8 @@ from hvemu.vocabulary.outcomes import Stop
 
 _FLAGS = ((0, "CF"), (2, "PF"), (4, "AF"), (6, "ZF"), (7, "SF"), (8, "TF"), (9, "IF"), (10, "DF"), (11, "OF"))
 
+_OF_A_PC = {"screendump": "screen", "sendkey": "keyboard", "system_powerdown": "power button"}
+"""Commands that need what only a PC has."""
 _NO_BALLOON = "This guest has no balloon. Those of mode pv have one, as in: hvemu run processes_pv."
 
 
@@ -61,6 +63,9 @@ class Monitor:
         command = self._commands.get(name)
         if command is None:
             self._say(f"There is no command '{words[0]}'. Commands are: {', '.join(self._commands)}.")
+            return
+        if name in _OF_A_PC and self._machine.channels is not None:
+            self._say(f"A paravirtual guest has no {_OF_A_PC[name]}. Type at its console.")
             return
         command[1](words[1:])
 

@@ -232,6 +232,8 @@ def test_info_irq_shows_event_channels_in_mode_pv() -> None:
     assert "port 3: pending=0  masked=0  virq 0\n" in text
     assert "upcalls are held off: " in text
     assert "8259" not in text
+    for line, what in (("sendkey a", "keyboard"), ("screendump", "screen"), ("system_powerdown", "power button")):
+        assert f"A paravirtual guest has no {what}. Type at its console.\n" == desk.say(line)
 
 
 @pytest.mark.parametrize("line", ["quit", "q"])
