@@ -14,6 +14,7 @@ from typing import Final
 
 from hvemu.cpu.decoder import Detailed, decode_operands
 from hvemu.cpu.delivery import DEBUG, GENERAL_PROTECTION, PAGE_FAULT, Event
+from hvemu.cpu.linear import write_linear
 from hvemu.cpu.privileged import PrivilegedInstructions, effective_address, register_value
 from hvemu.cpu.sensitive import KernelInstructions
 from hvemu.cpu.state import CS, ECX, ESP, FLAG_RF, FLAG_TF, SS, Segment, VirtualCpu
@@ -53,7 +54,7 @@ _DIRECT, _INDIRECT = range(len(DISPATCHES))
 _WORD_CS: Final = (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE) // 4
 _WORD_SS: Final = (layout.BYTE_SEGMENTS + 2 * layout.SEGMENT_STRIDE) // 4
 _BIG: Final = 1 << 22
-_R9, _R12 = 9, 12
+_R8, _R9, _R12 = 8, 9, 12
 
 
 class _FetchFault(Exception):
@@ -89,6 +90,7 @@ class BinaryTranslation(TrapMode):
         self._hole, self._choice = _HOLES[0], 0
         self._inside = False  # whether EIP is an address of the cache
         self._site = -1  # offset in the cache that the mode last surfaced from, while the same exit is handled
+        self._called = 0  # where an indirect transfer goes that was undone last
         self._resume: tuple[Unit, int, int, Context] | None = None
         self._pages = CodePages(memory, self.paging, self._guest, self._remove)
         self._adaptation = Adaptation()
@@ -230,6 +232,7 @@ class BinaryTranslation(TrapMode):
             if point.register != ECX:
                 vcpu.set_gpr(point.register, mine)
         elif undo == "moved":
+            self._called = self._quads[_R8] & 0xFFFF_FFFF
             vcpu.set_gpr(ESP, vcpu.gpr(ESP) + point.value)
         elif undo:
             self._undo_stack(undo, point.value)
@@ -239,7 +242,7 @@ class BinaryTranslation(TrapMode):
         """ECX is on the stack: where the return address was, or pushed."""
         vcpu, paging, pointer = self.vcpu, self._guest.paging(), self.vcpu.gpr(ESP)
         linear = (self._guest.segment(SS).base + pointer) & 0xFFFF_FFFF
-        target = (vcpu.gpr(ECX) + value) & 0xFFFF_FFFF
+        target = self._called = (vcpu.gpr(ECX) + value) & 0xFFFF_FFFF
         vcpu.set_gpr(ECX, int.from_bytes(self._code(linear, 4), "little"))
         if undo == "pushed":
             vcpu.set_gpr(ESP, pointer + 4)
@@ -654,7 +657,11 @@ class BinaryTranslation(TrapMode):
     def _indirect(self, unit: Unit, site: Indirect) -> None:
         """A return or an indirect transfer whose target no hint knew."""
         instruction = self._detailed_or_fail()
-        result = self._privileged.execute(instruction)
+        if site.undo == "pushed":
+            self._finish_call(len(instruction.code))
+            result = None
+        else:
+            result = self._privileged.execute(instruction)
         if isinstance(result, Event):
             self._site = -1
             DirectExecution._exception(self, result)
@@ -668,6 +675,15 @@ class BinaryTranslation(TrapMode):
         self._connect(unit, site, context._replace(shadow=False))
         if self._is_due():
             self._stop_now()
+
+    def _finish_call(self, length: int) -> None:
+        """CALL through memory: the target has been read already, and where the return address goes been written to."""
+        vcpu, guest = self.vcpu, self._guest
+        pointer = (vcpu.gpr(ESP) - 4) & 0xFFFF_FFFF
+        after = ((vcpu.eip() + length) & 0xFFFF_FFFF).to_bytes(4, "little")
+        write_linear(self.memory, guest.paging(), guest.segment(SS).base + pointer, after)
+        vcpu.set_gpr(ESP, pointer)
+        vcpu.set_eip(self._called)
 
     def _at_stop(self, unit: Unit) -> None:
         """Where a breakpoint may be."""
