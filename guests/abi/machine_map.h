@@ -18,6 +18,8 @@
 #define RSDP 0x000F2000
 #define BIOS_STUBS 0x000FE000
 #define HIGH_MEMORY 0x00100000
+#define PCI_MEMORY 0xF8000000
+#define PCI_MEMORY_END 0xFEBFFFFF
 #define IOAPIC_BASE 0xFEC00000
 #define IOAPIC_SIZE 0x1000
 #define LAPIC_BASE 0xFEE00000
@@ -42,6 +44,10 @@
 #define VGA_REGISTERS 0x3C0
 #define VGA_CRTC 0x3D4
 #define VGA_STATUS 0x3DA
+#define IDE_PRIMARY 0x1F0
+#define IDE_PRIMARY_CONTROL 0x3F6
+#define IDE_SECONDARY 0x170
+#define IDE_SECONDARY_CONTROL 0x376
 #define FW_CFG_BASE 0x510
 #define ACPI_PM_BASE 0x600
 #define ACPI_PM1_EVENT 0x600
@@ -50,6 +56,11 @@
 #define PCI_CONFIG_ADDRESS 0xCF8
 #define RESET_CONTROL 0xCF9
 #define PCI_CONFIG_DATA 0xCFC
+#define PCI_PORTS 0xC000
+
+/* Places on PCI bus 0, and the interrupt line of each place that has one */
+#define PCI_VIRTIO 3
+#define PCI_BUSLOGIC 16
 
 /* Interrupt lines of the ISA bus (8259 inputs; the I/O APIC sees line 0 on pin 2) */
 #define IRQ_TIMER 0
@@ -59,6 +70,10 @@
 #define IRQ_COM1 4
 #define IRQ_RTC 8
 #define IRQ_ACPI 9
+#define IRQ_VIRTIO 10
+#define IRQ_BUSLOGIC 11
+#define IRQ_IDE_PRIMARY 14
+#define IRQ_IDE_SECONDARY 15
 #define IOAPIC_PINS 24
 #define IOAPIC_ID 1
 #define LAPIC_ID 0

@@ -19,6 +19,8 @@ commands:
   translate IMAGE what binary translation makes of a kernel, side by side, without running it
   explain KIND    what a line of the ledger means, who causes it, where it is handled
   doctor          what the engine supports here, probe by probe
+  compare IMAGE   one guest under every technique: exits, modelled cycles, wall time, and whether it did the same
+  disk COMMAND    disk images: create, info, check, convert, snapshot, commit, rebase, serve (over iSCSI)
   bench           measure exits and compute against the bare engine, as ratios
   lab NAME        experiments that compare modes; without a name, a list of them
   guests          rebuild the guest images (needs pip install 'hvemu[build]')
@@ -63,10 +65,22 @@ def _doctor(arguments: list[str]) -> int:
     return doctor(arguments)
 
 
+def _compare(arguments: list[str]) -> int:
+    from hvemu.cli.compare import main as compare
+
+    return compare(arguments)
+
+
 def _bench(arguments: list[str]) -> int:
     from hvemu.labs.bench import main as bench
 
     return bench(arguments)
+
+
+def _disk(arguments: list[str]) -> int:
+    from hvemu.cli.disk import main as disk
+
+    return disk(arguments)
 
 
 def _lab(arguments: list[str]) -> int:
@@ -94,6 +108,8 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "explain": _explain,
     "translate": _translate,
     "doctor": _doctor,
+    "compare": _compare,
+    "disk": _disk,
     "bench": _bench,
     "lab": _lab,
     "guests": _guests,

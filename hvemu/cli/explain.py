@@ -101,14 +101,14 @@ EXPLANATIONS: dict[str, Explanation] = {
     ExitKind.TRUE_FAULT: Explanation(
         "A page fault that the guest's own tables explain: it gets #PF.",
         f"Demand paging, copy on write, stack growth, wild pointers of user programs. {_ERROR_CODE}, added up.",
-        "hvemu/memory/shadow.py walks the guest's tables, hvemu/modes/trap.py has the fault delivered.",
+        "hvemu/memory/shadow.py walks the guest's tables, hvemu/modes/shadowed.py has the fault delivered.",
         f"SDM vol. 3A, 4.7; {_SHADOWS}",
     ),
     ExitKind.HIDDEN_FAULT: Explanation(
         "A page fault of the shadow tables alone, filled in behind the guest's back.",
         "The first access to a page since its table was shadowed or flushed; the first store to a page, which makes it"
         f" dirty; code that is written, or data that is executed. {_ERROR_CODE}, added up.",
-        "hvemu/memory/shadow.py fills the entry, hvemu/modes/trap.py lets the instruction try again.",
+        "hvemu/memory/shadow.py fills the entry, hvemu/modes/shadowed.py lets the instruction try again.",
         _SHADOWS,
     ),
     ExitKind.TRACED_WRITE: Explanation(
@@ -117,8 +117,22 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The guest changing its page tables, its GDT or LDT, or data that lies beside them; in mode bt also data beside"
         " code that was translated. A page of code that is written too often is given up and translated again.",
         "hvemu/memory/shadow.py watches the frame; hvemu/cpu/privileged.py does the store, if it is a MOV;"
-        " else hvemu/modes/trap.py opens the page for a single step.",
+        " else hvemu/modes/emulation.py opens the page for a single step.",
         "Adams and Agesen, ASPLOS 2006, 2.3",
+    ),
+    ExitKind.INTERCEPT: Explanation(
+        "The CPU left the guest because the VMCB asks for it: a #VMEXIT. The detail is the exit code by its name.",
+        "In mode svm: what the guest would otherwise see or change of the machine (CPUID, writes to CR0 and CR4, MSRs),"
+        " and whatever --intercept names. HLT, I/O and page faults are counted under their own names.",
+        "hvemu/modes/svm.py; hvemu lab vmcb shows the control block before and after.",
+        "APM vol. 2, 15.9 and appendix C",
+    ),
+    ExitKind.NESTED_FAULT: Explanation(
+        "A page fault of the nested tables, which the guest never sees. The detail is the error code.",
+        "In mode svm: the first use of a frame of guest RAM; with dirty logging the first store to one, to which a walk"
+        f" through a page table counts. {_ERROR_CODE}, added up; an address without RAM is a device's.",
+        "hvemu/memory/nested.py fills the entry, hvemu/modes/svm.py lets the instruction try again.",
+        "APM vol. 2, 15.25.6",
     ),
     ExitKind.TRIPLE_FAULT: Explanation(
         "A fault while delivering #DF: a real CPU shuts down. The run ends with status 66 and all the faults.",
@@ -161,6 +175,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Fast system calls. The engine leaves the privilege switch out.",
         "hvemu/modes/direct_execution.py.",
         "SDM vol. 2B, SYSENTER",
+    ),
+    AssistKind.SYSCALL: Explanation(
+        "SYSCALL entered ring 0 through its MSRs.",
+        "Fast system calls of 64-bit code. The engine leaves the privilege switch out.",
+        "hvemu/modes/direct_execution.py.",
+        "SDM vol. 2B, SYSCALL; APM vol. 3",
     ),
     AssistKind.CPUID: Explanation(
         "CPUID was answered from the machine's table. The detail is the leaf.",
@@ -332,7 +352,7 @@ EXPLANATIONS: dict[str, Explanation] = {
         f"SDM vol. 3A, 4.10.4; {_SHADOWS}",
     ),
     PagingEvent.EVICTION: Explanation(
-        "A shadow table or an address space was dropped to make room.",
+        "A shadow table or an address space was dropped to make room, or all nested tables were.",
         "A guest with more page tables or address spaces than the hypervisor has frames for.",
         "hvemu/memory/shadow.py; hvemu/memory/frame_pool.py has the frames.",
         _SHADOWS,
@@ -354,6 +374,18 @@ EXPLANATIONS: dict[str, Explanation] = {
         "An upper table that is written again and again without being used: it has most likely become ordinary memory.",
         "hvemu/memory/shadow.py.",
         _SHADOWS,
+    ),
+    PagingEvent.NESTED_FILL: Explanation(
+        "A frame of guest RAM got its entry in the nested page tables.",
+        "The first access of any kind to its page: frames are backed when they are used.",
+        "hvemu/memory/nested.py.",
+        "APM vol. 2, 15.25",
+    ),
+    PagingEvent.NESTED_WRITE: Explanation(
+        "A frame became writable in the nested page tables, and is noted as dirty.",
+        "The first store to its page since dirty pages were asked for.",
+        "hvemu/memory/nested.py.",
+        "APM vol. 2, 15.25.6",
     ),
 }
 

@@ -14,7 +14,11 @@ class Lab(NamedTuple):
 
 
 LABS = {
+    "nanobench": Lab("what single operations cost under each technique", "hvemu.labs.nanobench_text"),
     "port": Lab("what it takes to port a kernel to mode pv, in lines", "hvemu.labs.port"),
+    "vmcb": Lab("the control block of AMD-V before and after an exit, field by field", "hvemu.cli.vmcb"),
+    "walk": Lab("a page walk in two dimensions, reference by reference", "hvemu.cli.walk"),
+    "disk": Lab("a mebibyte read through each adapter of disks: the exits of each", "hvemu.labs.disk_text"),
     "sensitive": Lab("the 18 sensitive instructions in each mode: what traps, what leaks", "hvemu.labs.sensitive"),
 }
 

@@ -1,12 +1,14 @@
 """The monitor: a prompt into a paused machine (Ctrl-A C, or run -S). Its commands are a table that prints itself."""
 
+import io
 import sys
 from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from hvemu.cpu.decoder import MAXIMUM_LENGTH, decode
-from hvemu.cpu.state import CS, GPR_NAMES, SEGMENT_NAMES
+from hvemu.cpu.state import GPR_NAMES, LONG_GPR_NAMES, SEGMENT_NAMES
 from hvemu.machine.configuration import parse_size
+from hvemu.machine.drives import boot_devices
 from hvemu.machine.machine import Machine
 from hvemu.vocabulary.errors import ExitStatus, UserError
 from hvemu.vocabulary.outcomes import Stop
@@ -15,6 +17,8 @@ _FLAGS = ((0, "CF"), (2, "PF"), (4, "AF"), (6, "ZF"), (7, "SF"), (8, "TF"), (9, 
 
 _OF_A_PC = {"screendump": "screen", "sendkey": "keyboard", "system_powerdown": "power button"}
 """Commands that need what only a PC has."""
+_OF_GDB = {"c": "continue", "cont": "continue", "s": "stepi", "step": "stepi", "q": "kill", "quit": "kill"}
+"""What gdb does itself, and would not notice if the monitor did."""
 _NO_BALLOON = "This guest has no balloon. Those of mode pv have one, as in: hvemu run processes_pv."
 
 
@@ -26,7 +30,7 @@ class Monitor:
         self._resume = False
         self._commands: dict[str, tuple[str, Callable[[list[str]], None]]] = {
             "help": ("this list", self._help),
-            "info": ("info registers|mem|irq|exits|balloon", self._info),
+            "info": ("info registers|mem|irq|exits|block|balloon", self._info),
             "x": ("x ADDRESS [BYTES]: guest memory at a linear address", self._examine),
             "step": ("step [N]: execute N instructions", self._step),
             "screendump": ("screendump [FILE]: the text screen", self._screendump),
@@ -82,6 +86,7 @@ class Monitor:
             "mem": self._memory,
             "irq": self._interrupts,
             "exits": self._exits,
+            "block": self._block,
             "balloon": self._balloon_info,
         }
         topic = topics.get(words[0] if words else "")
@@ -92,10 +97,17 @@ class Monitor:
 
     def _registers(self) -> None:
         cpu = self._machine.registers()
-        for row in (0, 4):
-            self._say("  ".join(f"{GPR_NAMES[i].upper()}={cpu.gprs[i]:08x}" for i in range(row, row + 4)))
         flags = " ".join(name for bit, name in _FLAGS if cpu.flags >> bit & 1)
-        self._say(f"EIP={cpu.instruction_pointer:08x}  EFLAGS={cpu.flags:08x} [{flags}]  CPL={cpu.cpl()}")
+        if cpu.is_64_bit():
+            for row in range(0, 16, 4):
+                names = LONG_GPR_NAMES[row : row + 4]
+                values = cpu.gprs[row : row + 4]
+                self._say("  ".join(f"{n.upper():3}={v:016x}" for n, v in zip(names, values, strict=True)))
+            self._say(f"RIP={cpu.instruction_pointer:016x}  RFLAGS={cpu.flags:08x} [{flags}]  CPL={cpu.cpl()}")
+        else:
+            for row in (0, 4):
+                self._say("  ".join(f"{GPR_NAMES[i].upper()}={cpu.gpr(i):08x}" for i in range(row, row + 4)))
+            self._say(f"EIP={cpu.instruction_pointer:08x}  EFLAGS={cpu.flags:08x} [{flags}]  CPL={cpu.cpl()}")
         for name, segment in zip(SEGMENT_NAMES, cpu.segments, strict=True):
             self._say(
                 f"{name.upper()}={segment.selector:04x}  base={segment.base:08x}  limit={segment.limit:08x}"
@@ -103,14 +115,12 @@ class Monitor:
             )
         self._say(f"GDT={cpu.gdtr.base:08x}:{cpu.gdtr.limit:04x}  IDT={cpu.idtr.base:08x}:{cpu.idtr.limit:04x}")
         self._say(f"CR0={cpu.cr0:08x}  CR2={cpu.cr2:08x}  CR3={cpu.cr3:08x}  CR4={cpu.cr4:08x}  EFER={cpu.efer:08x}")
-        linear = (cpu.segments[CS].base + cpu.instruction_pointer) & 0xFFFF_FFFF
         try:
-            code = self._machine.read_memory(linear, MAXIMUM_LENGTH)
+            code = self._machine.read_memory(cpu.linear_ip(), MAXIMUM_LENGTH)
         except ValueError as error:
             self._say(f"next: {error}")
             return
-        bits = 32 if cpu.segments[CS].attributes >> 22 & 1 else 16
-        self._say(f"next: {decode(code, bits, cpu.instruction_pointer) or 'undecodable ' + code[:4].hex(' ')}")
+        self._say(f"next: {decode(code, cpu.bits(), cpu.instruction_pointer) or 'undecodable ' + code[:4].hex(' ')}")
 
     def _memory(self) -> None:
         """Mapped linear ranges with their rights, one a line."""
@@ -146,13 +156,44 @@ class Monitor:
         for line in ledger_lines(self._machine.statistics()):
             self._say(line)
 
+    def _block(self) -> None:
+        """Drives, the file of each, and those that it builds on."""
+        from hvemu.cli.disk_images import size_words
+        from hvemu.devices.images.describing import describe_open
+
+        drives = self._machine.media.drives
+        numbers = {id(device.medium): device.number for device in boot_devices(drives)}
+        if not drives:
+            self._say("This machine has no drives. Give it one with --disk FILE.")
+        for each in drives:
+            kind = "CD-ROM" if each.drive.cdrom else "disk"
+            forgotten = not each.drive.cdrom and (each.image is None or each.drive.nonpersistent)
+            marks = "".join(
+                f", {text}"
+                for text, applies in (
+                    (f"BIOS drive {numbers[id(each.medium)]:X}h", self._machine.channels is None),
+                    ("read-only", each.medium.read_only or each.drive.cdrom),
+                    ("what is written is forgotten", forgotten),
+                )
+                if applies
+            )
+            self._say(f"{each.serial}: {kind} at {each.drive.adapter}, {size_words(each.medium.size)}{marks}")
+            for fact in describe_open(each.image) if each.image is not None else ():
+                self._say(f"  {fact.path}: {fact.format}, {size_words(fact.stored)} allocated by the host")
+            if each.image is None and each.drive.path:
+                self._say(f"  {each.drive.path}: a copy of it in memory")
+
     def _examine(self, words: list[str]) -> None:
         try:
             address = int(words[0], 0)
             length = min(int(words[1], 0) if len(words) > 1 else 64, 4096)
+        except (ValueError, IndexError):
+            self._say("Say: x ADDRESS [BYTES], as in x 0x100000 32.")
+            return
+        try:
             data = self._machine.read_memory(address, length)
-        except (ValueError, IndexError) as error:
-            self._say(f"Say: x ADDRESS [BYTES], as in x 0x100000 32 ({error}).")
+        except ValueError as error:
+            self._say(f"There is nothing to show: {error}. info mem shows what is mapped.")
             return
         for at in range(0, len(data), 16):
             row = data[at : at + 16]
@@ -225,3 +266,21 @@ class Monitor:
 
     def _quit(self, _words: list[str]) -> None:
         self._machine.stop = Stop(ExitStatus.POWER_OFF, "ended from the monitor")
+
+
+def for_gdb(machine: Machine) -> Callable[[str], str]:
+    """gdb's command ``monitor``: one line of it in, what the monitor says out. It neither moves the guest nor writes
+    files, as whoever reaches the port may say it.
+    """
+
+    def obey(line: str) -> str:
+        words = line.split()
+        if words and words[0] in _OF_GDB:
+            return f"Say {_OF_GDB[words[0]]} to gdb.\n"
+        if words[:1] == ["screendump"] and len(words) > 1:
+            return "gdb writes no files here. Leave the name out.\n"
+        output = io.StringIO()
+        Monitor(machine, output).obey(line)
+        return output.getvalue()
+
+    return obey

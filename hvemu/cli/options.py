@@ -23,8 +23,8 @@ from hvemu.machine.configuration import (
 from hvemu.vocabulary.errors import UserError
 
 _QEMU_LACKING = frozenset(
-    "accel audio audiodev bios blockdev boot cdrom chardev d D daemonize debugcon device drive dtb enable-kvm "
-    "fda fdb fsdev full-screen fw_cfg g hda hdb hdc hdd incoming k L loadvm machine M mem-path mon monitor "
+    "accel audio audiodev bios blockdev boot chardev d D daemonize debugcon device drive dtb enable-kvm "
+    "fda fdb fsdev full-screen fw_cfg g incoming k L loadvm machine M mem-path mon monitor "
     "msg name net netdev nic numa object only-migratable option-rom parallel pflash pidfile plugin preconfig qmp "
     "readconfig runas sandbox sd semihosting seed set smbios snapshot spice tpmdev trace usb usbdevice uuid "
     "vga virtfs vnc watchdog".split()
@@ -35,12 +35,26 @@ _INSTEAD = {
     "mon monitor qmp": "Press Ctrl-A C for hvemu's monitor, or start in it with -S.",
     "debugcon": "The debug console is built in at port 0xE9; leave the option out.",
     "device": "Every device hvemu has is built in, isa-debug-exit at port 0xF4 too; leave the option out.",
-    "cdrom drive fda fdb hda hdb hdc hdd": "Give the disk image to boot as IMAGE.",
+    "blockdev drive": "Use --disk FILE[,adapter=ide|buslogic|virtio-scsi|pv][,read-only][,nonpersistent][,cdrom].",
+    "boot": "Give what is to be booted first as IMAGE, as in: hvemu run cd.iso --disk disk.vhd.",
+    "fda fdb": "There are no floppies; give the image to boot as IMAGE, as a hard disk.",
     "accel enable-kvm": "Choose a technique with --mode.",
     "net netdev nic": "There is no network yet; leave the option out.",
     "vga vnc": "Use --display text, which shows the text screen on the terminal.",
 }
 """What hvemu has in place of options it lacks."""
+
+
+class Once(argparse.Action):
+    """An option that stands for one drive, so that a second file would only hide the first."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Keep the value; raises UserError for a second one."""
+        if getattr(namespace, self.dest) is not None:
+            raise UserError(f"The option {option} is given twice", "Give the others with --disk.")
+        setattr(namespace, self.dest, values)
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     add_image_options(result)
     add = result.add_argument
     add("--mode", choices=MODES, help="the virtualization technique")
+    add("--mmu", metavar="TECHNIQUE", help="paging technique; mode svm has nested, nested-2 and shadow")
+    add("--intercept", metavar="NAMES", action="append", help="more that is to exit in mode svm, as in rdtsc,cr3_write")
     add("--shadow", choices=SHADOWS, help="shadow paging: cached, flushed on CR3 loads, tracing all writes, or simple")
     add("--audit", action="store_true", default=None, help="warn when a sensitive instruction lies (mode trap, slow)")
     add(
@@ -74,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rtc", metavar="TIME", help="what the RTC says at power-on: 2000-01-01T00:00:00 or seconds since 1970")
     add("--max-instructions", type=positive, metavar="N", help="count instructions and end after N")
     add("--count-instructions", action="store_true", default=None, help="count instructions exactly (slower)")
-    add("--timeout", type=_seconds, metavar="S", help="end after S seconds of host time")
+    add("--timeout", type=seconds, metavar="S", help="end after S seconds of host time")
     add("--ledger", metavar="FILE", help="write counts of all exits as JSON")
     add("--trace", metavar="FILE", help="write every event as a line of JSON")
     add("--translation-log", metavar="FILE", help="write every unit as it is translated, side by side (mode bt)")
@@ -93,7 +109,12 @@ def parser() -> argparse.ArgumentParser:
 def add_image_options(result: argparse.ArgumentParser) -> None:
     """What is loaded, and into what: the options that commands beside ``hvemu run`` share with it."""
     add = result.add_argument
-    add("image", nargs="?", metavar="IMAGE", help="multiboot ELF, Linux bzImage, disk image, or the name of a guest")
+    add(
+        "image",
+        nargs="?",
+        metavar="IMAGE",
+        help="multiboot ELF, Linux bzImage, disk or CD-ROM image, or a guest's name",
+    )
     add("-kernel", dest="kernel", metavar="IMAGE", help="the same, as QEMU spells it")
     add("--config", metavar="FILE", help="a machine configuration in TOML; options given here win over it")
     add("--memory", "-m", metavar="SIZE", help="64M, 1G; a plain number is MiB")
@@ -102,6 +123,23 @@ def add_image_options(result: argparse.ArgumentParser) -> None:
     add("--initrd", "-initrd", metavar="FILE", help="initial RAM disk")
     add("--module", action="append", metavar="FILE [ARGS]", help="multiboot module; may be repeated")
     add("--loader", choices=LOADERS, help="how to load IMAGE; auto looks at it")
+    add(
+        "--disk",
+        action="append",
+        metavar="FILE[,OPTION...]",
+        help="a drive, with adapter=ide, buslogic, virtio-scsi or pv, "
+        "read-only, nonpersistent, cdrom; may be repeated; without IMAGE the first hard disk that can be booted is, "
+        "else the first CD-ROM",
+    )
+    add(
+        "--parents-in",
+        metavar="FOLDER",
+        action="append",
+        help="what the image of a --disk builds on may lie there too, not only in its own folder or below",
+    )
+    for letter in "abcd":
+        add(f"-hd{letter}", action=Once, metavar="FILE", help="the same as --disk, as QEMU spells it, without options")
+    add("-cdrom", action=Once, metavar="FILE", help="the same as --disk FILE,cdrom")
     add("--load-address", metavar="ADDRESS", help="where --loader flat puts the image")
 
 
@@ -114,6 +152,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, MachineConfiguratio
     values: dict[str, Any] = {}
     for key in (
         "mode",
+        "mmu",
         "shadow",
         "audit",
         "hypervisor_leaves",
@@ -126,6 +165,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, MachineConfiguratio
     ):
         if getattr(options, key) is not None:
             values[key] = getattr(options, key)
+    if options.intercept:
+        values["intercept"] = tuple(name for text in options.intercept for name in text.split(","))
     if options.nographic:
         values.update(display="none", serial=values.get("serial", "stdio"))
     if options.display == "text" and options.serial is None:
@@ -158,15 +199,28 @@ def image_configuration(options: argparse.Namespace, command: str, **others: Any
         values["cpu"], values["cpu_without"] = _cpu(options.cpu)
     if options.module:
         values["modules"] = tuple(options.module)
+    disks = [*(options.disk or ())]
+    disks += [_escaped(path) for path in (options.hda, options.hdb, options.hdc, options.hdd) if path]
+    disks += [f"{_escaped(options.cdrom)},cdrom"] if options.cdrom else []
+    if disks:
+        forgotten = ",nonpersistent" if command != "run" else ""  # who runs a guest several times begins anew
+        values["disks"] = tuple(disk + forgotten for disk in disks)
+        values.pop("scratch_disk", None)
+    if options.parents_in:
+        values["parents_in"] = tuple(options.parents_in)
     if options.load_address is not None:
         values["load_address"] = number(options.load_address)
     values.update(others)
     if options.config:
         return from_file(Path(options.config), **values)
-    if "image" not in values:
+    if not image and not disks:
         hint = f"Type: hvemu {command} IMAGE; hvemu list guests shows what comes with hvemu."
         raise UserError("No image is given", hint)
     return MachineConfiguration(**values)
+
+
+def _escaped(path: str) -> str:
+    return path.replace(",", ",,")
 
 
 def _from_catalog(image: str, values: dict[str, Any]) -> None:
@@ -177,8 +231,11 @@ def _from_catalog(image: str, values: dict[str, Any]) -> None:
 
     guest = catalog().get(image)
     if guest is None:
-        raise UserError(f"There is no image {image}", f"Give a file, or one of the guests: {', '.join(catalog())}.")
+        guests = "hvemu list guests shows them" if "." in image else f"these are {', '.join(catalog())}"
+        raise UserError(f"There is no image {image}", f"Give a file, or a guest: {guests}.")
     values.update(image=str(guest.image), name=guest.name, memory=guest.memory << 20, append=guest.command_line)
+    if guest.disk:
+        values["scratch_disk"] = guest.disk << 20
     if guest.format == "disk":
         values["loader"] = "disk"
     if guest.modes[0] != MODES[0]:
@@ -240,7 +297,8 @@ def positive(text: str) -> int:
     return value
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A number of seconds above zero; raises UserError."""
     try:
         value = float(text)
     except ValueError:

@@ -1,12 +1,14 @@
 """The mapped linear ranges of a guest with paging, for the monitor's ``info mem``."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.walk import PTE_PAGE_SIZE, PTE_PRESENT, walk
-from hvemu.vocabulary.paging import CR4_PAE, CR4_PSE, PagingRegisters
+from hvemu.vocabulary.paging import CR4_PAE, CR4_PSE, EFER_LMA, PagingRegisters
 
 _FRAME = 0x000F_FFFF_FFFF_F000
+_MOST_PAGES = 1 << 18
 
 
 def mapped_ranges(memory: GuestPhysicalMemory, paging: PagingRegisters) -> Iterator[tuple[int, int, str]]:
@@ -34,6 +36,9 @@ def _rights(memory: GuestPhysicalMemory, paging: PagingRegisters, linear: int) -
 
 def _pages(memory: GuestPhysicalMemory, paging: PagingRegisters) -> Iterator[tuple[int, int]]:
     """Linear address and size of what may be a page; a directory entry that is absent is passed over whole."""
+    if paging.efer & EFER_LMA:
+        yield from islice(_long_pages(memory, paging.cr3 & _FRAME, 39, 0), _MOST_PAGES)
+        return
     pae = bool(paging.cr4 & CR4_PAE)
     read, width, span = (memory.read_u64, 8, 1 << 21) if pae else (memory.read_u32, 4, 1 << 22)
     for directory, base in _directories(memory, paging) if pae else ((paging.cr3 & 0xFFFFF000, 0),):
@@ -43,6 +48,19 @@ def _pages(memory: GuestPhysicalMemory, paging: PagingRegisters) -> Iterator[tup
                 large = entry & PTE_PAGE_SIZE and (pae or paging.cr4 & CR4_PSE)
                 size = span if large else 0x1000
                 yield from ((at, size) for at in range(linear, linear + span, size))
+
+
+def _long_pages(memory: GuestPhysicalMemory, table: int, shift: int, base: int) -> Iterator[tuple[int, int]]:
+    """Four levels; a table that contains itself makes more of them than anybody wants to see."""
+    for index in range(512):
+        entry, linear = memory.read_u64(table + 8 * index), base + (index << shift)
+        if shift == 39 and index >= 256:
+            linear |= 0xFFFF << 48
+        if entry & PTE_PRESENT:
+            if shift == 12 or (entry & PTE_PAGE_SIZE and shift < 39):
+                yield linear, 1 << shift
+            else:
+                yield from _long_pages(memory, entry & _FRAME, shift - 9, linear)
 
 
 def _directories(memory: GuestPhysicalMemory, paging: PagingRegisters) -> Iterator[tuple[int, int]]:

@@ -2,8 +2,9 @@
 
 from typing import Any, Final
 
-from hvemu.vocabulary.exits import AssistKind, ExitKind, vector_name
+from hvemu.vocabulary.exits import AssistKind, ExitKind
 from hvemu.vocabulary.paging import error_words
+from hvemu.vocabulary.vectors import vector_name
 
 _TOP = 6
 _PAGE_FAULTS: Final = frozenset({ExitKind.TRUE_FAULT, ExitKind.HIDDEN_FAULT})

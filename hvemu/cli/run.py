@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import IO
 from hvemu.cli.console import Console, TerminalConsole, open_console
 from hvemu.cli.ending import Ending
 from hvemu.cli.options import parse
+from hvemu.cli.result_files import check_own_files, check_spares_image, check_writable
 from hvemu.cli.translation_log import open_translation_log
 from hvemu.loader.contract import read_file
 from hvemu.loader.symbols import read_symbols
@@ -22,6 +22,7 @@ from hvemu.modes.handing_over import HandingOver
 from hvemu.observers.gdb_stub import GdbStub
 from hvemu.trace.tracer import JsonLines, Tracer
 from hvemu.vocabulary.errors import ExitStatus, UserError
+from hvemu.vocabulary.machine_map import COM1_BASE
 from hvemu.vocabulary.outcomes import Stop
 
 _REFRESH = 0.2
@@ -37,9 +38,9 @@ def main(arguments: list[str]) -> int:
         tracer = Tracer()
         results = [path for path in (options.ledger, options.trace, options.translation_log) if path is not None]
         for path in results:
-            _check_writable(path)
-            _check_spares_image(path, configuration)
-        _check_own_files(results)
+            check_writable(path)
+            check_spares_image(path, configuration)
+        check_own_files(results)
         if options.trace:
             tracer.subscribe(JsonLines(stack.enter_context(_trace_file(options.trace, tracer))))
         on_screen = configuration.display == "text" and configuration.serial == "none"
@@ -49,9 +50,10 @@ def main(arguments: list[str]) -> int:
         stack.callback(second.close)
         line = Console() if on_screen else console
         machine = build(configuration, backends=Backends(line, second, line), tracer=tracer)
+        stack.callback(_close_disks, machine, tracer)
         if options.translation_log:
             assert isinstance(machine.mode, HandingOver)
-            symbols = read_symbols(read_file(configuration.image, "image"))
+            symbols = read_symbols(read_file(configuration.image, "image") if configuration.image else b"")
             log = open_translation_log(options.translation_log, tracer.failures, symbols)
             machine.mode.translated = stack.enter_context(log)
         console.receive = _keyboard(machine) if on_screen else machine.send_serial
@@ -74,12 +76,28 @@ def main(arguments: list[str]) -> int:
         print(f"hvemu: audit: {machine.mode.remark()}", file=sys.stderr)
     if stop.status in _SAID:
         print(f"hvemu: {stop.reason}", file=sys.stderr)
+        if configuration.display != "text" and _only_screen(machine):
+            print("hvemu: its screen has text, its serial line said nothing. Try --display text.", file=sys.stderr)
     return int(stop.status)
 
 
 _SAID = frozenset(
     {ExitStatus.GUEST_ENDED, ExitStatus.TRIPLE_FAULT, ExitStatus.HALTED, ExitStatus.LIMIT, ExitStatus.INTERRUPTED}
 )
+
+
+def _only_screen(machine: Machine) -> bool:
+    """Whether a guest has talked to its screen alone."""
+    written = machine.statistics()["exits_by_detail"].get("io_out", {})
+    return machine.channels is None and f"{COM1_BASE:#x}" not in written and any(map(str.strip, machine.screen()))
+
+
+def _close_disks(machine: Machine, tracer: Tracer) -> None:
+    """Flush what the guest has written; that the host could not keep it is a failure to report."""
+    try:
+        machine.close()
+    except OSError as error:
+        tracer.failures.append(f"what the guest wrote last to a disk may be lost: {error.strerror or error}")
 
 
 def _keyboard(machine: Machine) -> Callable[[bytes], None]:
@@ -95,47 +113,15 @@ def _keyboard(machine: Machine) -> Callable[[bytes], None]:
 
 def _gdb_stub(machine: Machine, address: tuple[str, int] | None, holding: bool) -> GdbStub | None:
     """The open port for gdb, announced; None without -s and -gdb."""
+    from hvemu.cli.monitor import for_gdb
+
     if address is None:
         return None
     if machine.configuration.clock == "host":
         raise UserError("gdb cannot step a guest that follows the host's clock", "Leave out --clock host.")
-    stub = GdbStub(machine, *address, holding=holding)
+    stub = GdbStub(machine, *address, holding=holding, monitor=for_gdb(machine))
     print(stub.announcement, file=sys.stderr, flush=True)
     return stub
-
-
-def _check_writable(path: str) -> None:
-    """Before the guest runs: whether a result can be written; raises UserError. Nothing is created or emptied."""
-    folder = os.path.dirname(path) or "."
-    try:
-        writable = os.access(path, os.W_OK) and not os.path.isdir(path)
-        if not os.path.lexists(path):
-            os.stat(os.path.join(folder, "."))
-            writable = os.path.basename(path) != "" and os.access(folder, os.W_OK)
-            with contextlib.suppress(FileNotFoundError):
-                os.stat(path)  # a name that is too long
-    except (OSError, ValueError):
-        writable = False
-    if not writable:
-        what = "it is a folder" if os.path.isdir(path) else "there is no such folder, or no right to write there"
-        raise UserError(f"Cannot write '{path}': {what}", "Give a path in a folder that exists.")
-
-
-def _check_own_files(paths: list[str]) -> None:
-    """Two results in one file would overwrite each other; raises UserError. Devices take both."""
-    files = [os.path.realpath(path) for path in paths if not os.path.exists(path) or os.path.isfile(path)]
-    for path in files:
-        if files.count(path) > 1:
-            raise UserError(f"Two results go to '{path}'", "Give each a file of its own.")
-
-
-def _check_spares_image(path: str, configuration: MachineConfiguration) -> None:
-    """A result must not be written over what is to be booted, or will be next time; raises UserError."""
-    inputs = [configuration.image, configuration.initrd, *(text.partition(" ")[0] for text in configuration.modules)]
-    for source in inputs:
-        with contextlib.suppress(OSError, ValueError):  # the one is not there yet, or the other never was
-            if os.path.isfile(source) and os.path.samefile(path, source):
-                raise UserError(f"'{path}' is what the guest is made of", "Give results a file of their own.")
 
 
 @contextlib.contextmanager

@@ -95,15 +95,16 @@ def decode_operands(code: bytes, bits: int) -> Detailed | None:
                     )
                 )
         prefixes = bytes(found.prefix)
-        wide = (bits == 32) != (prefixes[2] == 0x66)
+        wide = (bits != 16) != (prefixes[2] == 0x66)
+        size = 8 if found.rex & 8 else 4 if wide else 2
         mnemonic = found.mnemonic.split()[-1]
-        repeated = _repeats(bytes(found.bytes))
+        repeated = _repeats(bytes(found.bytes), bits)
         encoding = found.encoding
         return Detailed(
             bytes(found.bytes),
             mnemonic,
             tuple(operands),
-            4 if wide else 2,
+            size,
             found.addr_size,
             repeated,
             encoding.modrm_offset,
@@ -117,9 +118,11 @@ _PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _STRING_OPERATIONS = frozenset(b"\x6c\x6d\x6e\x6f\xa4\xa5\xa6\xa7\xaa\xab\xac\xad\xae\xaf")
 
 
-def _repeats(code: bytes) -> bool:
+def _repeats(code: bytes, bits: int) -> bool:
     """Whether it is a string operation with F2 or F3; MOVS with F2 repeats too, which capstone does not say."""
     opcode = next(index for index, byte in enumerate(code) if byte not in _PREFIXES)
+    if bits == 64 and code[opcode] & 0xF0 == 0x40 and opcode + 1 < len(code):
+        opcode += 1  # REX
     return code[opcode] in _STRING_OPERATIONS and any(byte in (0xF2, 0xF3) for byte in code[:opcode])
 
 
@@ -127,7 +130,8 @@ def _repeats(code: bytes) -> bool:
 def _detailed(bits: int) -> Any:
     import capstone
 
-    engine = capstone.Cs(capstone.CS_ARCH_X86, {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32}[bits])
+    modes = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
+    engine = capstone.Cs(capstone.CS_ARCH_X86, modes[bits])
     engine.detail = True
     return engine
 

@@ -2,8 +2,9 @@
 
 Called by every mode, because the engine delivers nothing. Works on a CpuPort and guest memory alone. Interrupt and
 trap gates of 16 and 32 bits, the inner-ring stack from the TSS, error codes, privilege checks of INT n, escalation to
-#DF and triple fault (table 6-5), real mode, and leaving virtual-8086 mode. Not emulated: task gates, which end
-the guest with a sentence, limits of stacks and of code (the engine checks none either), and shadow stacks.
+#DF and triple fault (table 6-5), real mode, and leaving virtual-8086 mode; in long mode, gates of 16 bytes and the
+interrupt stack table (6.14). Not emulated: task gates, which end the guest with a sentence, limits of stacks and of
+code (the engine checks none either), and shadow stacks.
 """
 
 import struct
@@ -16,6 +17,7 @@ from hvemu.cpu.state import (
     ATTRIBUTE_CODE,
     ATTRIBUTE_CONFORMING,
     ATTRIBUTE_DPL_SHIFT,
+    ATTRIBUTE_LONG,
     ATTRIBUTE_PRESENT,
     ATTRIBUTE_S,
     ATTRIBUTE_WRITABLE,
@@ -38,7 +40,7 @@ from hvemu.cpu.state import (
     segment_from_descriptor,
 )
 from hvemu.memory.guest_memory import GuestPhysicalMemory
-from hvemu.vocabulary.paging import CR0_PE, PagingRegisters
+from hvemu.vocabulary.paging import CR0_PE, EFER_LMA, PagingRegisters, canonical
 
 DIVIDE_ERROR, DEBUG, NMI, BREAKPOINT, OVERFLOW, BOUND, INVALID_OPCODE, DEVICE_NOT_AVAILABLE, DOUBLE_FAULT = range(9)
 INVALID_TSS, NOT_PRESENT, STACK_FAULT, GENERAL_PROTECTION, PAGE_FAULT = 10, 11, 12, 13, 14
@@ -52,6 +54,7 @@ _KEPT_BY_TRAP_GATE = ~(FLAG_TF | FLAG_NT | FLAG_RF | FLAG_VM)
 _KEPT_BY_INTERRUPT_GATE = _KEPT_BY_TRAP_GATE & ~FLAG_IF
 _STRUCTS = [struct.Struct(f"<{n}I") for n in range(8)]
 _STRUCTS16 = [struct.Struct(f"<{n}H") for n in range(8)]
+_LONG_FRAMES = {5: struct.Struct("<5Q"), 6: struct.Struct("<6Q")}
 
 
 class Event(NamedTuple):
@@ -96,6 +99,12 @@ class _TaskGate(Exception):
     pass
 
 
+def fault_event(problem: LinearFault) -> Event:
+    """What an access that the tables forbid is to the guest; an address that is not canonical is #GP(0)."""
+    address, error_code = problem.fault
+    return Event(PAGE_FAULT, error_code, address=address) if problem.canonical else Event(GENERAL_PROTECTION, 0)
+
+
 def deliver(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> TripleFault | Unsupported | Escalated | None:
     """Deliver ``event``, escalating as the SDM's table 6-5 says. None means the CPU stands at its handler."""
     history = [event]
@@ -104,7 +113,9 @@ def deliver(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> TripleFa
             cpu.set_cr2(event.address)
         try:
             paging = cpu.paging()
-            if paging.cr0 & CR0_PE:
+            if paging.efer & EFER_LMA:
+                _through_long_gate(cpu, memory, paging, event)
+            elif paging.cr0 & CR0_PE:
                 _through_gate(cpu, memory, paging, event)
             else:
                 _through_ivt(cpu, memory, paging, event)
@@ -112,8 +123,9 @@ def deliver(cpu: CpuPort, memory: GuestPhysicalMemory, event: Event) -> TripleFa
         except DeliveryFault as fault:
             second = fault.event
         except LinearFault as fault:
-            second = Event(PAGE_FAULT, fault.fault.error_code, address=fault.fault.address)
-            cpu.set_cr2(fault.fault.address)  # even if it becomes #DF or worse (6.15, interrupt 14, footnote)
+            second = fault_event(fault)
+            if second.address is not None:
+                cpu.set_cr2(second.address)  # even if it becomes #DF or worse (6.15, interrupt 14, footnote)
         except _TaskGate:
             if event.start is not None:
                 cpu.set_eip(event.start)
@@ -207,6 +219,89 @@ def _through_gate(cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegis
     cpu.set_gpr(ESP, new_esp)
     cpu.set_eip(entry)
     cpu.set_code_and_stack(code, stack)
+
+
+def _through_long_gate(cpu: CpuPort, memory: GuestPhysicalMemory, paging: PagingRegisters, event: Event) -> None:
+    """SDM vol. 3A, 6.14: every gate is a 64-bit one, every frame has SS and RSP."""
+    vector, error_code, software = event[:3]
+    tables = cpu.system_tables()
+    external = 0 if software else 1
+    if vector * 16 + 15 > tables.idt_limit:
+        raise DeliveryFault(GENERAL_PROTECTION, vector * 8 + 2 + external)
+    at = tables.idt_base + vector * 16
+    gate = read_linear_u64(memory, paging, at)
+    upper = read_linear_u64(memory, paging, at + 8) & 0xFFFF_FFFF
+    cpl = cpu.cpl()
+    selector = _long_gate_selector(gate, vector, cpl, software)
+    if selector & 4 or (selector & 0xFFF8) + 7 > tables.gdt_limit:
+        descriptor = _descriptor(cpu, memory, paging, tables, selector, GENERAL_PROTECTION, external)
+    else:
+        descriptor = read_linear_u64(memory, paging, tables.gdt_base + (selector & 0xFFF8))
+    code, new_cpl, entry, stack_number, kept = _long_gate_target(gate, upper, descriptor, cpl, external)
+    flags, old_pointer, old_stack = cpu.eflags(), cpu.long_gpr(ESP), cpu.segment(SS)
+    if not cpu.is_64_bit():
+        old_pointer &= 0xFFFF_FFFF
+    stack = Segment(new_cpl, 0, 0, new_cpl << ATTRIBUTE_DPL_SHIFT) if new_cpl < cpl else old_stack
+    if stack_number:
+        pointer = _long_stack(memory, paging, tables, 0x1C + 8 * stack_number, external)
+    elif new_cpl < cpl:
+        pointer = _long_stack(memory, paging, tables, 4 + 8 * new_cpl, external)
+    else:
+        pointer = old_pointer
+    values = [cpu.eip(), cpu.segment(CS).selector, pushed_flags(event, flags) & ~FLAG_VM, old_pointer]
+    values.append(old_stack.selector)
+    if error_code is not None:
+        values.insert(0, error_code)
+    frame = _LONG_FRAMES[len(values)].pack(*values)
+    top = (pointer & ~0xF) - len(frame) & 0xFFFF_FFFF_FFFF_FFFF
+    if not (canonical(top) and canonical(top + len(frame) - 1)):
+        raise DeliveryFault(STACK_FAULT, external)
+    try:
+        write_linear(memory, paging, top, frame, user=new_cpl == 3)
+    except LinearFault:
+        for at in range(top + len(frame) - 8, top, -8):  # CR2 is the address of the first push that faults
+            probe_write(memory, paging, at, 1, user=new_cpl == 3)
+        raise
+
+    # Nothing can fail from here on
+    cpu.set_eflags(flags & kept)
+    cpu.set_code_and_stack(code, stack)
+    cpu.set_long_gpr(ESP, top)
+    cpu.set_eip(entry)
+
+
+def _long_stack(
+    memory: GuestPhysicalMemory, paging: PagingRegisters, tables: SystemTables, offset: int, external: int
+) -> int:
+    """A stack pointer from the 64-bit TSS (SDM vol. 3A, 7.7)."""
+    if offset + 7 > tables.task_limit:
+        raise DeliveryFault(INVALID_TSS, (tables.task_selector & 0xFFFC) + external)
+    pointer = read_linear_u64(memory, paging, tables.task_base + offset)
+    if not canonical(pointer):
+        raise DeliveryFault(STACK_FAULT, external)
+    return pointer
+
+
+@lru_cache(maxsize=4096)
+def _long_gate_selector(gate: int, vector: int, cpl: int, software: bool) -> int:
+    """The same as ``_gate_selector``; there are no other gates than 64-bit ones."""
+    if (gate >> 40) & 0x1F not in (14, 15):
+        raise DeliveryFault(GENERAL_PROTECTION, vector * 8 + (2 if software else 3))
+    return _gate_selector(gate, vector, cpl, software)
+
+
+@lru_cache(maxsize=4096)
+def _long_gate_target(
+    gate: int, upper: int, descriptor: int, cpl: int, external: int
+) -> tuple[Segment, int, int, int, int]:
+    """The handler's code segment, its privilege level, its RIP, its stack's number, and the flags it keeps."""
+    code, new_cpl, entry, _, kept = _gate_target(gate, descriptor, cpl, external)
+    if code.attributes & (ATTRIBUTE_LONG | ATTRIBUTE_BIG) != ATTRIBUTE_LONG:
+        raise DeliveryFault(GENERAL_PROTECTION, ((gate >> 16) & 0xFFFC) + external)
+    entry |= upper << 32
+    if not canonical(entry):
+        raise DeliveryFault(GENERAL_PROTECTION, external)
+    return code._replace(base=0), new_cpl, entry, (gate >> 32) & 7, kept
 
 
 def _write_wrapping(

@@ -3,8 +3,8 @@
 import struct
 
 from hvemu.memory.guest_memory import GuestPhysicalMemory
-from hvemu.memory.walk import PageFault, walk
-from hvemu.vocabulary.paging import CR0_PG, PagingRegisters
+from hvemu.memory.walk import NOT_CANONICAL, PageFault, walk
+from hvemu.vocabulary.paging import CR0_PG, EFER_LMA, LINEAR_MASK, PagingRegisters
 
 _U64 = struct.Struct("<Q")
 
@@ -15,6 +15,11 @@ class LinearFault(Exception):
     def __init__(self, fault: PageFault) -> None:
         super().__init__(fault)
         self.fault = fault
+
+    @property
+    def canonical(self) -> bool:
+        """Whether it is #PF; otherwise the address is not canonical, which is #GP(0) or #SS(0)."""
+        return self.fault.error_code != NOT_CANONICAL
 
 
 def read_linear(
@@ -27,8 +32,8 @@ def read_linear(
     fetch: bool = False,
     mark: bool = True,
 ) -> bytes:
-    """``length`` bytes at a linear address that wraps at 4 GiB; raises LinearFault."""
-    linear &= 0xFFFF_FFFF
+    """``length`` bytes at a linear address that wraps at 4 GiB, or at 2**64 in long mode; raises LinearFault."""
+    linear &= LINEAR_MASK if paging.efer & EFER_LMA else 0xFFFF_FFFF
     first = 0x1000 - (linear & 0xFFF)
     physical = walk(memory, paging, linear, user=user, fetch=fetch, mark=mark)
     if not isinstance(physical, int):
@@ -41,7 +46,7 @@ def read_linear(
 
 def read_linear_u64(memory: GuestPhysicalMemory, paging: PagingRegisters, linear: int) -> int:
     """A descriptor at a linear address, read with supervisor rights; raises LinearFault."""
-    linear &= 0xFFFF_FFFF
+    linear &= LINEAR_MASK if paging.efer & EFER_LMA else 0xFFFF_FFFF
     if linear & 0xFFF > 0xFF8:
         return int(_U64.unpack(read_linear(memory, paging, linear, 8))[0])
     physical = walk(memory, paging, linear) if paging.cr0 & CR0_PG else linear
@@ -54,7 +59,7 @@ def write_linear(
     memory: GuestPhysicalMemory, paging: PagingRegisters, linear: int, data: bytes, *, user: bool = False
 ) -> None:
     """Store at a linear address; nothing is written when any part faults. Raises LinearFault."""
-    linear &= 0xFFFF_FFFF
+    linear &= LINEAR_MASK if paging.efer & EFER_LMA else 0xFFFF_FFFF
     first = 0x1000 - (linear & 0xFFF)
     physical = walk(memory, paging, linear, write=True, user=user)
     if not isinstance(physical, int):
@@ -68,8 +73,8 @@ def write_linear(
 
 def probe_write(memory: GuestPhysicalMemory, paging: PagingRegisters, linear: int, length: int, *, user: bool) -> None:
     """Raise LinearFault when a store of ``length`` bytes would fault."""
-    linear &= 0xFFFF_FFFF
-    for address in {linear, (linear + length - 1) & 0xFFFF_FFFF}:
+    mask = LINEAR_MASK if paging.efer & EFER_LMA else 0xFFFF_FFFF
+    for address in {linear & mask, (linear + length - 1) & mask}:
         physical = walk(memory, paging, address, write=True, user=user, mark=False)
         if not isinstance(physical, int):
             raise LinearFault(physical)

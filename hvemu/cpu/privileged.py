@@ -14,10 +14,10 @@ from hvemu.cpu.delivery import (
     GENERAL_PROTECTION,
     INVALID_OPCODE,
     NOT_PRESENT,
-    PAGE_FAULT,
     DeliveryFault,
     Event,
     Unsupported,
+    fault_event,
 )
 from hvemu.cpu.linear import LinearFault, read_linear, write_linear
 from hvemu.cpu.msr import SYSENTER_CS, ModelSpecificRegisters, MsrError
@@ -35,6 +35,8 @@ from hvemu.cpu.segment_loads import (
 from hvemu.cpu.state import (
     ATTRIBUTE_BIG,
     ATTRIBUTE_GRANULARITY,
+    ATTRIBUTE_LONG,
+    CS,
     DS,
     EAX,
     ECX,
@@ -43,7 +45,9 @@ from hvemu.cpu.state import (
     FLAG_IF,
     FLAG_IOPL,
     FLAG_RF,
+    FS,
     GPR_NAMES,
+    LONG_GPR_NAMES,
     SEGMENT_NAMES,
     SS,
     CpuPort,
@@ -54,15 +58,34 @@ from hvemu.cpu.state import (
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.vocabulary.addresses import PAGE_SIZE
 from hvemu.vocabulary.outcomes import Halt, Inject, Outcome, Retire
-from hvemu.vocabulary.paging import CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR4_DE
+from hvemu.vocabulary.paging import (
+    CR0_CD,
+    CR0_ET,
+    CR0_NW,
+    CR0_PE,
+    CR0_PG,
+    CR0_TS,
+    CR4_DE,
+    CR4_PAE,
+    EFER_LMA,
+    EFER_LME,
+    LINEAR_MASK,
+    PHYSICAL_BITS,
+)
 
 CR4_LEGAL: Final = 0x7FF & ~0x2
 """PVI is reserved without VME; bits above OSXMMEXCPT belong to features that no model shows."""
 _FLAT_32: Final = ATTRIBUTE_BIG | ATTRIBUTE_GRANULARITY
-_GENERAL = {name: (index, 4, 0) for index, name in enumerate(GPR_NAMES)}
-_GENERAL |= {name[1:]: (index, 2, 0) for index, name in enumerate(GPR_NAMES)}
-_GENERAL |= {name: (index, 1, 0) for index, name in enumerate(("al", "cl", "dl", "bl"))}
-_GENERAL |= {name: (index, 1, 8) for index, name in enumerate(("ah", "ch", "dh", "bh"))}
+GENERAL_REGISTERS = {name: (index, 4, 0) for index, name in enumerate(GPR_NAMES)}
+GENERAL_REGISTERS |= {name[1:]: (index, 2, 0) for index, name in enumerate(GPR_NAMES)}
+GENERAL_REGISTERS |= {name: (index, 1, 0) for index, name in enumerate(("al", "cl", "dl", "bl"))}
+GENERAL_REGISTERS |= {name: (index, 1, 8) for index, name in enumerate(("ah", "ch", "dh", "bh"))}
+GENERAL_REGISTERS |= {name: (index, 8, 0) for index, name in enumerate(LONG_GPR_NAMES)}
+GENERAL_REGISTERS |= {
+    f"r{index}{end}": (index, size, 0) for index in range(8, 16) for end, size in (("d", 4), ("w", 2), ("b", 1))
+}
+GENERAL_REGISTERS |= {name: (index, 1, 0) for index, name in ((4, "spl"), (5, "bpl"), (6, "sil"), (7, "dil"))}
+"""Name -> number in the encoding, size in bytes, and how far its lowest bit is from the register's."""
 HYPERCALLS: Final = frozenset({"vmcall", "vmmcall"})
 """What calls a hypervisor, on Intel's CPUs and on AMD's; with either, #UD brings it here."""
 SEGMENT_NUMBERS = {name: index for index, name in enumerate(SEGMENT_NAMES)}
@@ -73,23 +96,54 @@ def register_value(cpu: CpuPort, name: str) -> int:
     """A general or segment register by its name."""
     if name in SEGMENT_NUMBERS:
         return cpu.segment(SEGMENT_NUMBERS[name]).selector
-    index, size, shift = _GENERAL[name]
-    return cpu.gpr(index) >> shift & ((1 << 8 * size) - 1)
+    index, size, shift = GENERAL_REGISTERS[name]
+    return cpu.long_gpr(index) >> shift & ((1 << 8 * size) - 1)
+
+
+def set_register(cpu: CpuPort, name: str, value: int) -> None:
+    """Set a general register, or a part of one, by its name; modulo its width. 32 bits clear the upper half."""
+    index, size, shift = GENERAL_REGISTERS[name]
+    if size == 4:
+        cpu.set_gpr(index, value)
+        return
+    mask = ((1 << 8 * size) - 1) << shift
+    cpu.set_long_gpr(index, cpu.long_gpr(index) & ~mask | value << shift & mask)
 
 
 def effective_address(cpu: CpuPort, instruction: Detailed, operand: Operand) -> int:
-    """Linear address of a memory operand (SDM vol. 1, 3.7.5)."""
+    """Linear address of a memory operand (SDM vol. 1, 3.7.5); in 64-bit code only FS and GS have a base."""
     offset = operand.value
-    if operand.base:
+    if operand.base in ("rip", "eip"):
+        offset += cpu.eip() + len(instruction.code)
+    elif operand.base:
         offset += register_value(cpu, operand.base)
     if operand.scaled:
         offset += register_value(cpu, operand.scaled) * operand.scale
-    offset &= 0xFFFF if instruction.address_size == 2 else 0xFFFF_FFFF
+    offset &= (1 << 8 * instruction.address_size) - 1
+    if cpu.is_64_bit():
+        segment = SEGMENT_NUMBERS.get(operand.segment, DS)
+        return (cpu.segment(segment).base if segment >= FS else 0) + offset & LINEAR_MASK
     if operand.segment:
         segment = SEGMENT_NUMBERS[operand.segment]
     else:
         segment = SS if operand.base in ("esp", "ebp", "sp", "bp") else DS
     return (cpu.segment(segment).base + offset) & 0xFFFF_FFFF
+
+
+def legal_control(cpu: "ControlledCpu", number: int, value: int) -> bool:
+    """Whether CR0, CR3 or CR4 may have a value now (SDM vol. 2, MOV to control registers; vol. 3A, 9.8.5)."""
+    paging = cpu.paging()
+    if number == 3:
+        return not (paging.efer & EFER_LMA and value >> PHYSICAL_BITS)
+    if number == 4:
+        return not value & ~CR4_LEGAL and not (paging.efer & EFER_LMA and not value & CR4_PAE)
+    if value >> 32 or (value & CR0_PG and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD):
+        return False
+    if not paging.efer & EFER_LME or not (value ^ paging.cr0) & CR0_PG:
+        return True
+    if not value & CR0_PG:
+        return not cpu.is_64_bit()
+    return bool(paging.cr4 & CR4_PAE) and not cpu.segment(CS).attributes & ATTRIBUTE_LONG
 
 
 class ControlledCpu(CpuPort, Protocol):
@@ -135,6 +189,9 @@ class PrivilegedInstructions:
     ) -> None:
         self._cpu, self._memory, self._msrs, self._debug = cpu, memory, msrs, debug
         self.debug_changed: Callable[[], None] = lambda: None
+        self.read_priority: Callable[[], int] = lambda: 0
+        """CR8."""
+        self.write_priority: Callable[[int], None] = lambda value: None
         self.hypercall: Callable[[CpuPort], Outcome] = lambda cpu: Inject(INVALID_OPCODE)
         """What VMCALL and VMMCALL do; a CPU without a hypervisor does not know them."""
         self._table: dict[str, Callable[[Detailed], Result | bool]] = {
@@ -163,11 +220,11 @@ class PrivilegedInstructions:
         except SegmentFault as fault:
             return Event(fault.vector, fault.error_code)
         except LinearFault as fault:
-            return Event(PAGE_FAULT, fault.fault.error_code, address=fault.fault.address)
+            return fault_event(fault)
         except MsrError:
             return Event(GENERAL_PROTECTION, 0)
         except DebugRegisterFault as fault:
-            return Event(fault.vector)
+            return Event(fault.vector, 0 if fault.vector == GENERAL_PROTECTION else None)
         except NotEmulated as problem:
             return Unsupported(str(problem))
         if result is None or isinstance(result, (bool, Halt)):
@@ -188,11 +245,6 @@ class PrivilegedInstructions:
 
     # ------------------------------------------------------------------ operands
 
-    def _set_register(self, name: str, value: int) -> None:
-        index, size, shift = _GENERAL[name]
-        mask = ((1 << 8 * size) - 1) << shift
-        self._cpu.set_gpr(index, self._cpu.gpr(index) & ~mask | value << shift & mask)
-
     def _load(self, linear: int, size: int) -> int:
         cpu = self._cpu
         return int.from_bytes(read_linear(self._memory, cpu.paging(), linear, size, user=cpu.cpl() == 3), "little")
@@ -210,7 +262,7 @@ class PrivilegedInstructions:
         if instruction.mnemonic != "mov" or instruction.operands[0].kind != "mem" or instruction.repeated:
             return False
         target, source = instruction.operands
-        if source.kind == "reg" and source.register not in _GENERAL:
+        if source.kind == "reg" and source.register not in GENERAL_REGISTERS:
             return False
         cpu = self._cpu
         value = self._value(instruction, source, target.size).to_bytes(target.size, "little")
@@ -271,18 +323,23 @@ class PrivilegedInstructions:
             self._require_ring_0()
             if source.register.startswith("cr"):
                 number = int(source.register[2:])
-                if number not in (0, 2, 3, 4):
+                if number not in (0, 2, 3, 4, 8):
                     return Event(INVALID_OPCODE)
-                self._set_register(target.register, self._cpu.control(number))
+                set_register(
+                    self._cpu, target.register, self.read_priority() if number == 8 else self._cpu.control(number)
+                )
             elif target.register.startswith("cr"):
                 return self._to_control(int(target.register[2:]), register_value(self._cpu, source.register))
             elif source.register.startswith("dr"):
                 number = int(source.register[2:])
                 extensions = bool(self._cpu.control(4) & CR4_DE)
-                self._set_register(target.register, self._debug.read(number, extensions))
+                set_register(self._cpu, target.register, self._debug.read(number, extensions))
             else:
                 extensions = bool(self._cpu.control(4) & CR4_DE)
-                self._debug.write(int(target.register[2:]), register_value(self._cpu, source.register), extensions)
+                number, value = int(target.register[2:]), register_value(self._cpu, source.register)
+                if number >= 4 and value >> 32:
+                    return Event(GENERAL_PROTECTION, 0)
+                self._debug.write(number, value, extensions)
                 self.debug_changed()
             return None
         if target.register in SEGMENT_NUMBERS and target.register != "cs":
@@ -291,15 +348,17 @@ class PrivilegedInstructions:
         return Event(GENERAL_PROTECTION, 0)
 
     def _to_control(self, number: int, value: int) -> Result:
-        if number == 0:
-            if (value & CR0_PG and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD):
+        if number == 8:
+            if value >> 4:
                 return Event(GENERAL_PROTECTION, 0)
-            value |= CR0_ET
-        elif number == 4:
-            if value & ~CR4_LEGAL:
-                return Event(GENERAL_PROTECTION, 0)
-        elif number not in (2, 3):
+            self.write_priority(value)
+            return None
+        if number not in (0, 2, 3, 4):
             return Event(INVALID_OPCODE)
+        if number != 2 and not legal_control(self._cpu, number, value):
+            return Event(GENERAL_PROTECTION, 0)
+        if number == 0:
+            value |= CR0_ET
         self._cpu.set_control(number, value)
         return None
 
@@ -328,6 +387,9 @@ class PrivilegedInstructions:
     def _table_operand(self, instruction: Detailed) -> TableRegister:
         self._require_ring_0()
         address = effective_address(self._cpu, instruction, instruction.operands[0])
+        if self._cpu.is_64_bit():
+            value = self._load(address, 10)
+            return TableRegister(value >> 16, value & 0xFFFF)
         value = self._load(address, 6)
         base = value >> 16
         return TableRegister(base if instruction.operand_size == 4 else base & 0xFF_FFFF, value & 0xFFFF)
@@ -364,7 +426,13 @@ class PrivilegedInstructions:
             raise SegmentFault(GENERAL_PROTECTION, selector & 0xFFFC)
         if not descriptor >> 47 & 1:
             raise SegmentFault(NOT_PRESENT, selector & 0xFFFC)
-        return address, segment_from_descriptor(selector, descriptor)
+        segment = segment_from_descriptor(selector, descriptor)
+        if self._cpu.paging().efer & EFER_LMA:  # 16 bytes (SDM vol. 3A, 7.2.3)
+            _, upper = load_descriptor(self._cpu, self._memory, selector + 8)
+            if upper >> 40 & 0x1F:
+                raise SegmentFault(GENERAL_PROTECTION, selector & 0xFFFC)
+            segment = segment._replace(base=segment.base | (upper & 0xFFFF_FFFF) << 32)
+        return address, segment
 
     # ------------------------------------------------------------------ segment registers and far transfers
 
@@ -395,7 +463,7 @@ class PrivilegedInstructions:
         offset = self._load(address, instruction.operand_size)
         selector = self._load(address + instruction.operand_size, 2)
         self._load_segment(_FAR_POINTERS[instruction.mnemonic], selector)
-        self._set_register(target.register, offset)
+        set_register(self._cpu, target.register, offset)
 
     def _far_target(self, instruction: Detailed) -> tuple[int, int] | None:
         """Selector and offset, or None for a near transfer, which cannot have faulted for a selector."""
@@ -408,6 +476,11 @@ class PrivilegedInstructions:
         address = effective_address(self._cpu, instruction, operand)
         target = self._load(address, instruction.operand_size)
         return self._load(address + instruction.operand_size, 2), target
+
+    def far_selector(self, instruction: Detailed) -> int:
+        """Where a far jump or call leads, 0 for a near one; raises LinearFault."""
+        target = self._far_target(instruction)
+        return 0 if target is None else target[0]
 
     def _far_jump(self, instruction: Detailed) -> Result | bool:
         target = self._far_target(instruction)

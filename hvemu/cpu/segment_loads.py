@@ -36,6 +36,7 @@ from hvemu.cpu.state import (
     segment_from_descriptor,
 )
 from hvemu.memory.guest_memory import GuestPhysicalMemory
+from hvemu.vocabulary.paging import EFER_LMA, LINEAR_MASK
 
 FLAG_ID = 1 << 21
 _ARITHMETIC = 0x8D5 | 0x400
@@ -65,7 +66,7 @@ def load_descriptor(cpu: CpuPort, memory: GuestPhysicalMemory, selector: int) ->
     offset = selector & 0xFFF8
     if offset + 7 > limit:
         raise SegmentFault(GENERAL_PROTECTION, selector & 0xFFFC)
-    address = (base + offset) & 0xFFFF_FFFF
+    address = base + offset & (LINEAR_MASK if cpu.paging().efer & EFER_LMA else 0xFFFF_FFFF)
     return address, read_linear_u64(memory, cpu.paging(), address)
 
 
@@ -248,14 +249,14 @@ def interrupt_return(cpu: CpuPort, memory: GuestPhysicalMemory, size: int) -> No
     if flags & FLAG_NT:
         _task_return(cpu, memory)
     offset, selector, popped = _pop(cpu, memory, 3, size)
-    if popped & FLAG_VM and size == 4 and cpl == 0:
+    if popped & FLAG_VM and size == 4 and cpl == 0 and not cpu.paging().efer & EFER_LMA:
         raise NotEmulated("IRET goes to virtual-8086 mode, which does not exist in ring 1; use --mode native")
     selector &= 0xFFFF
     target = selector & 3
     if target < cpl:
         raise SegmentFault(GENERAL_PROTECTION, selector & 0xFFFC)
     code = _code_segment(cpu, memory, selector, target, returning=True)
-    if target == cpl:
+    if target == cpl and not cpu.is_64_bit():  # 64-bit code always pops SS and RSP
         cpu.set_gpr(ESP, _stack_pointer(cpu.segment(SS), cpu.gpr(ESP), 3 * size))
         cpu.set_segment(CS, code)
     else:
@@ -312,7 +313,12 @@ def _pop(
     stack, pointer = cpu.segment(SS), cpu.gpr(ESP)
     values = []
     for number in range(count):
-        at = _stack_pointer(stack, pointer, number * size + (skip if number >= skip_after and skip else 0))
+        distance = number * size + (skip if number >= skip_after and skip else 0)
+        if cpu.is_64_bit():
+            data = read_linear(memory, cpu.paging(), cpu.long_gpr(ESP) + distance, size, user=cpu.cpl() == 3)
+            values.append(int.from_bytes(data, "little"))
+            continue
+        at = _stack_pointer(stack, pointer, distance)
         data = read_linear(memory, cpu.paging(), stack.base + _offset(stack, at), size, user=cpu.cpl() == 3)
         values.append(int.from_bytes(data, "little"))
     return values

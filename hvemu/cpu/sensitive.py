@@ -18,6 +18,7 @@ from hvemu.cpu.privileged import (
     Result,
     effective_address,
     register_value,
+    set_register,
 )
 from hvemu.cpu.segment_loads import SegmentFault, load_descriptor
 from hvemu.cpu.state import (
@@ -79,7 +80,7 @@ class KernelInstructions(PrivilegedInstructions):
         """Store to the first operand; a register of 4 bytes takes ``value`` extended by zeros."""
         target = instruction.operands[0]
         if target.kind == "reg":
-            self._set_register(target.register, value & ((1 << 8 * target.size) - 1))
+            set_register(self._cpu, target.register, value & ((1 << 8 * target.size) - 1))
             return
         self._store(effective_address(self._cpu, instruction, target), value, size)
 

@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
-from hvemu.vocabulary.paging import CR0_ET, PagingRegisters
+from hvemu.vocabulary.paging import CR0_ET, EFER_LMA, PagingRegisters
 
 EAX, ECX, EDX, EBX, ESP, EBP, ESI, EDI = range(8)
 GPR_NAMES: Final = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
+LONG_GPR_NAMES: Final = (
+    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
+    *(f"r{number}" for number in range(8, 16)),
+)
+R11: Final = 11
 ES, CS, SS, DS, FS, GS = range(6)
 SEGMENT_NAMES: Final = ("es", "cs", "ss", "ds", "fs", "gs")
 
@@ -99,6 +104,9 @@ class CpuPort(Protocol):
 
     def gpr(self, index: int) -> int: ...
     def set_gpr(self, index: int, value: int) -> None: ...
+    def long_gpr(self, index: int) -> int: ...
+    def set_long_gpr(self, index: int, value: int) -> None: ...
+    def is_64_bit(self) -> bool: ...
     def eip(self) -> int: ...
     def set_eip(self, value: int) -> None: ...
     def eflags(self) -> int: ...
@@ -118,7 +126,7 @@ class CpuPort(Protocol):
 class VirtualCpu:
     """The complete state. Floating-point and SSE registers are one FXSAVE image."""
 
-    gprs: list[int] = field(default_factory=lambda: [0] * 8)
+    gprs: list[int] = field(default_factory=lambda: [0] * 16)
     instruction_pointer: int = 0xFFF0
     flags: int = 2
     segments: list[Segment] = field(default_factory=lambda: [REAL_MODE_DATA] * 6)
@@ -139,29 +147,52 @@ class VirtualCpu:
     nmi_blocked: bool = False
     halted: bool = False
     fpu: bytes = b""
-    """The engine-independent FXSAVE image, 512 bytes; empty means the reset state."""
+    """The engine-independent FXSAVE image, 512 bytes, with XMM8 to XMM15; empty means the reset state."""
 
     def __post_init__(self) -> None:
         self.segments = list(self.segments)
         if self.segments[CS] == REAL_MODE_DATA:
             self.segments[CS] = REAL_MODE_CODE
 
+    def bits(self) -> int:
+        """The size of the code that runs: 16, 32 or 64."""
+        if self.is_64_bit():
+            return 64
+        return 32 if self.segments[CS].attributes & ATTRIBUTE_BIG else 16
+
+    def linear_ip(self) -> int:
+        """The linear address of the next instruction."""
+        linear = self.segments[CS].base + self.instruction_pointer
+        return linear & (0xFFFF_FFFF_FFFF_FFFF if self.is_64_bit() else 0xFFFF_FFFF)
+
     # The CpuPort view
     def gpr(self, index: int) -> int:
-        """General register by its number in the encoding."""
-        return self.gprs[index]
+        """The lower half of a general register by its number in the encoding."""
+        return self.gprs[index] & 0xFFFF_FFFF
 
     def set_gpr(self, index: int, value: int) -> None:
-        """Set a general register, modulo 2**32."""
+        """Set a general register, modulo 2**32: as 32-bit operations do, this clears the upper half."""
         self.gprs[index] = value & 0xFFFF_FFFF
+
+    def long_gpr(self, index: int) -> int:
+        """All 64 bits of a general register."""
+        return self.gprs[index]
+
+    def set_long_gpr(self, index: int, value: int) -> None:
+        """Set a general register, modulo 2**64."""
+        self.gprs[index] = value & 0xFFFF_FFFF_FFFF_FFFF
+
+    def is_64_bit(self) -> bool:
+        """Whether 64-bit code runs: long mode, and not its compatibility mode."""
+        return bool(self.efer & EFER_LMA and self.segments[CS].attributes & ATTRIBUTE_LONG)
 
     def eip(self) -> int:
         """The instruction pointer."""
         return self.instruction_pointer
 
     def set_eip(self, value: int) -> None:
-        """Set the instruction pointer."""
-        self.instruction_pointer = value & 0xFFFF_FFFF
+        """Set the instruction pointer, modulo 2**32 unless 64-bit code runs."""
+        self.instruction_pointer = value & (0xFFFF_FFFF_FFFF_FFFF if self.is_64_bit() else 0xFFFF_FFFF)
 
     def eflags(self) -> int:
         """EFLAGS with the arithmetic bits up to date."""
@@ -175,7 +206,7 @@ class VirtualCpu:
         """Current privilege level: the DPL of SS, 0 in real mode, 3 in virtual-8086 mode."""
         if not self.cr0 & 1:
             return 0
-        if self.flags & FLAG_VM:
+        if self.flags & FLAG_VM and not self.efer & EFER_LMA:
             return 3
         return (self.segments[SS].attributes >> ATTRIBUTE_DPL_SHIFT) & 3
 
@@ -209,4 +240,4 @@ class VirtualCpu:
 
     def set_cr2(self, value: int) -> None:
         """The faulting linear address."""
-        self.cr2 = value & 0xFFFF_FFFF
+        self.cr2 = value & 0xFFFF_FFFF_FFFF_FFFF

@@ -1,8 +1,8 @@
 """One address space, ports or memory: which device answers where.
 
 The dispatcher calls ``read`` and ``write`` for every access that a guest makes outside of RAM; the builder
-claims windows before the guest runs. An access wider than its device allows, or that spans several devices,
-is split; bytes that nobody claimed read ones and are reported once per run of them.
+claims windows before the guest runs, and PCI functions move theirs. An access wider than its device allows, or that
+spans several devices, is split; bytes that nobody claimed read ones and are reported once per run of them.
 The bus must not know what a device does, nor which mode the guest runs in.
 """
 
@@ -49,7 +49,7 @@ class Bus:
         self._limit = LIMITS[space]
         self._windows: list[Window] = []  # by base address
         self._bases: list[int] = []
-        self._entries: dict[int, _Entry] = {}  # by address: filled by claims of ports, on demand for memory
+        self._entries: dict[int, _Entry] = {}  # by address, filled on demand
 
     def claim(self, base: int, length: int, device: Device, offset: int = 0) -> None:
         """Give a window to a device; ValueError when it is empty, does not fit, or is taken."""
@@ -63,6 +63,14 @@ class Bus:
                 raise ValueError(f"{place}: {neighbour.device.name} has {neighbour.base:#x} to {end:#x}")
         self._windows.insert(where, Window(base, length, device, offset))
         self._bases.insert(where, base)
+
+    def release(self, base: int) -> None:
+        """Take back the window that begins at ``base``; ValueError when there is none."""
+        where = bisect_right(self._bases, base) - 1
+        if where < 0 or self._bases[where] != base:
+            raise ValueError(f"no window begins at {self.space} {base:#x}")
+        del self._windows[where], self._bases[where]
+        self._entries.clear()
 
     def listing(self) -> list[Window]:
         """All windows in order of address."""

@@ -50,6 +50,32 @@ class CharacterBackend(Protocol):
     def write(self, data: bytes) -> None: ...
 
 
+class BlockBackend(Protocol):
+    """A medium of ``size`` bytes. Offsets and lengths are bytes, multiples of 512 and inside the medium.
+
+    A write is acknowledged when it returns, and survives the death of the process when a later ``flush`` has
+    returned. Every method may raise OSError, which a device reports to its guest as a medium error; ENOSPC says that
+    thin provisioning has run out of space.
+    """
+
+    size: int
+    read_only: bool
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    def write(self, offset: int, data: bytes) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def discard(self, offset: int, length: int) -> None:
+        """Deallocate: what was there reads as zeros, and its space is given back as far as the format can."""
+        ...
+
+    def extent(self, offset: int) -> tuple[int, bool]:
+        """How many bytes from ``offset`` on are alike, at least 512, and whether they are allocated."""
+        ...
+
+
 class DeviceEvent(NamedTuple):
     """Something a watcher may want to know: which device, what happened, and a number or text."""
 

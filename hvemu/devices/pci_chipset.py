@@ -1,9 +1,10 @@
-"""The three functions that every guest expects on bus 0: host bridge, ISA bridge and power management.
+"""The functions that every guest expects on bus 0: host bridge, ISA bridge, IDE and power management.
 
-They are there to be found: an i440FX without memory to configure, a PIIX3 whose interrupt routing is stored,
-and a PIIX4 power management function that says where the ACPI registers are.
+They are there to be found: an i440FX without memory to configure, a PIIX3 whose interrupt routing is stored and whose
+IDE channels have their compatible addresses, and a PIIX4 power management function that says where the ACPI registers
+are.
 
-Not emulated: what the bridges' registers would do (PAM, SMRAM, PIRQ routing), IDE, USB, SMBus.
+Not emulated: what the bridges' registers would do (PAM, SMRAM, PIRQ routing), IDE as a bus master, USB, SMBus.
 Spec: Intel 82441FX (290549-001), 82371SB (290550-002) and 82371AB (290562-001).
 """
 
@@ -12,6 +13,7 @@ from hvemu.vocabulary.addresses import Port
 
 PIRQ_ROUTING_DISABLED = 0x80
 PM_REGISTERS_ENABLED = 0x01
+IDE_DECODE_ENABLE = 0x8000
 
 
 class HostBridge(PciFunction):
@@ -54,6 +56,29 @@ class IsaBridge(PciFunction):
         self.put(0x04, 2, 0x0007)
         self.put(0x06, 2, 0x0200)
         self.put(0x60, 4, PIRQ_ROUTING_DISABLED * 0x0101_0101)
+
+
+class IdeFunction(PciFunction):
+    """82371SB function 1 at 00:01.1: both channels in compatibility mode, without the bus master registers of BAR 4.
+
+    The timing registers are kept and change nothing; a channel whose decode enable is cleared answers all the same.
+    """
+
+    name = "pci-ide"
+    vendor_id = 0x8086
+    device_id = 0x7010
+    class_code = 0x010180
+
+    def describe(self) -> None:
+        """IDETIM of both channels and SIDETIM."""
+        self.declare_writable(0x40, 4, 0xFFFF_FFFF)
+        self.declare_writable(0x44, 1, 0xFF)
+
+    def set_defaults(self) -> None:
+        """The firmware has enabled both channels."""
+        self.put(0x04, 2, 0x0001)
+        self.put(0x06, 2, 0x0280)
+        self.put(0x40, 4, IDE_DECODE_ENABLE << 16 | IDE_DECODE_ENABLE)
 
 
 class PowerManagement(PciFunction):

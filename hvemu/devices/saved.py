@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from hvemu.devices.contract import Device, DeviceState
 from hvemu.devices.deadline import Deadline
@@ -85,6 +85,23 @@ class Octets(Kind):
         """Refuse another length, or what are no digits."""
         if not isinstance(raw, str) or len(raw) != 2 * self.length:
             raise ValueError(f"{self.length} bytes in hexadecimal are needed")
+        return bytearray.fromhex(raw)
+
+
+@dataclass(frozen=True)
+class Buffer(Kind):
+    """A bytearray of at most ``limit`` bytes, saved as hexadecimal digits."""
+
+    limit: int
+
+    def plain(self, value: bytearray) -> str:
+        """The digits."""
+        return value.hex()
+
+    def parse(self, raw: Any) -> bytearray:
+        """Refuse more than the buffer may hold."""
+        if not isinstance(raw, str) or len(raw) > 2 * self.limit:
+            raise ValueError(f"at most {self.limit} bytes in hexadecimal are needed")
         return bytearray.fromhex(raw)
 
 
@@ -166,7 +183,7 @@ def fields_for(device: Device, state: DeviceState) -> Mapping[str, Any]:
 class SavedDevice(Device):
     """A device whose whole state is the attributes in ``layout``."""
 
-    layout: ClassVar[Layout] = {}
+    layout: Layout = {}
 
     def state(self) -> DeviceState:
         """The attributes in ``layout``, as plain values."""

@@ -33,7 +33,7 @@ _BLOCK_CODE = bytes.fromhex(
     "0000007301c3488b41208b0048894130ff6108"
 )
 # RDTSC:  cmp qword [rsi+96],0 / jz python / mov r8,[rsi+64] / test byte [r8+176],2 / jnz python      (not in ring 3)
-#         mov rax,[rsi+24] / add rax,[rsi+16] / mov ecx,[r8+216] / add ecx,[r8+128] / sub rax,rcx     (block end - EIP)
+#         mov rax,[rsi+24] / add rax,[rsi+16] / mov rcx,[r8+216] / add rcx,[r8+128] / sub rax,rcx     (block end - EIP)
 #         cmp rax,[rsi+16] / jbe tail / xor eax,eax / jmp have
 # tail:   mov r9,rcx / sub r9,[rsi+128] / cmp r9,[rsi+136] / jae have                         (in a translation cache)
 #         mov r10,[rsi+144] / add rax,r9 / mov eax,[r10+rax*4] / sub eax,[r10+r9*4]
@@ -42,7 +42,7 @@ _BLOCK_CODE = bytes.fromhex(
 #         inc qword [rsi+80] / mov eax,1 / ret
 # python: jmp [rsi+88]
 _TSC_CODE = bytes.fromhex(
-    "48837e60000f84880000004c8b464041f680b000000002757a488b461848034610418b88d80000004103888000000048"
+    "48837e60000f84880000004c8b464041f680b000000002757a488b461848034610498b88d80000004903888000000048"
     "29c8483b4610760431c0eb254989c94c2b8e800000004c3b8e8800000073124c8b96900000004c01c8418b0482432b04"
     "8a488b566848035638482b16482b56284829c2480faf56704803564889d049890048c1ea204989501048ff4650b80100"
     "0000c3ff6658"
@@ -60,6 +60,7 @@ _CODE_CODE = bytes.fromhex(
 _SPLIT_FLAGS = 0xCD5
 WINDOW_BIAS = 1 << 62
 _FOREVER = (1 << 61) - 1
+_U64 = (1 << 64) - 1
 
 
 def native_clock_supported() -> bool:
@@ -90,6 +91,8 @@ class BlockClock:
     def __init__(self, handle: int, eflags_address: int, *, native: bool | None = None) -> None:
         self.native = native_clock_supported() if native is None else native
         self.cells = _cells()
+        self.installed = False
+        """Whether the engine's blocks are charged at all."""
         self._handle = handle
         self.cells[EFLAGS_ADDRESS] = eflags_address
         self._flags = ctypes.c_uint32.from_address(eflags_address)
@@ -105,6 +108,7 @@ class BlockClock:
 
     def install(self) -> None:
         """Hook every block of the engine."""
+        self.installed = True
         binding.add_hook(
             self._handle, binding.constants.UC_HOOK_BLOCK, self._callback_address, _address(self.cells), 1, 0
         )
@@ -189,7 +193,7 @@ class BlockClock:
     def block(self) -> tuple[int, int]:
         """Linear address and size of the block entered or refused last; size 0 if there was none since ``load``."""
         cells = self.cells
-        return cells[ADDRESS], cells[SIZE]
+        return cells[ADDRESS] & _U64, cells[SIZE]
 
     def refused_eflags(self) -> int:
         """The engine's EFLAGS, without the arithmetic bits, where a block was refused."""
@@ -215,9 +219,10 @@ class BlockClock:
     def _python_block(self, _engine: int, address: int, size: int, _data: int) -> None:
         cells = self.cells
         in_cache = 0 <= address - self._cache_base < self._cache_size
-        if not in_cache and _restarted(cells[ADDRESS], cells[SIZE], address, size):
-            cells[BUDGET] += cells[ADDRESS] + cells[SIZE] - address
-        cells[SIZE], cells[ADDRESS] = size, address
+        last = cells[ADDRESS] & _U64
+        if not in_cache and _restarted(last, cells[SIZE], address, size):
+            cells[BUDGET] += last + cells[SIZE] - address
+        cells[SIZE], cells[ADDRESS] = size, address - (address >> 63 << 64)  # the cells are signed
         budget = cells[BUDGET] = cells[BUDGET] - self.weight(address, address + size)
         enabled = address - self._cache_base >= cells[CACHE_ENABLED] if in_cache else bool(self._flags.value & 0x200)
         if budget >= 0 or (cells[BIAS] and budget + cells[BIAS] >= 0 and not enabled):
@@ -275,6 +280,15 @@ class InstructionCounter:
         """Count what another one has counted, and allow what it still allows."""
         self.load(other.cells[BUDGET])
         self.total = other.count()
+
+    def suspend(self) -> int:
+        """Count nothing, whatever runs, until ``resume`` is given what this returns."""
+        budget, self.cells[BUDGET] = self.cells[BUDGET], _FOREVER
+        return int(budget)
+
+    def resume(self, budget: int) -> None:
+        """Go on counting."""
+        self.cells[BUDGET] = budget
 
     def count(self) -> int:
         """Instructions started so far, those that faulted taken back."""

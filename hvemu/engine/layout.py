@@ -24,6 +24,8 @@ QUAD_CC_DESTINATION: Final = 18
 QUAD_CC_SOURCE: Final = 19
 QUAD_CR: Final = 53
 QUAD_EFER: Final = 74
+QUAD_STAR: Final = 603
+QUAD_KERNEL_GS_BASE: Final = 608
 # 32-bit indices
 WORD_EIP: Final = 32
 WORD_EFLAGS: Final = 34
@@ -31,20 +33,27 @@ WORD_CC_SOURCE: Final = 38
 WORD_CC_OPERATION: Final = 42
 WORD_DIRECTION: Final = 43
 WORD_HFLAGS: Final = 44
+WORD_HFLAGS2: Final = 45
 WORD_CR0: Final = 106
-WORD_CR2: Final = 110
-WORD_CR3: Final = 112
 WORD_CR4: Final = 114
 WORD_PKRU: Final = 1326
 WORD_ERROR_CODE: Final = 1346
 WORD_IS_SOFTWARE: Final = 1347
 WORD_OLD_EXCEPTION: Final = 1374
+HFLAG_LMA: Final = 1 << 14
+HFLAG_CS64: Final = 1 << 15
 # bytes
 BYTE_SEGMENTS: Final = 184
 BYTE_LDT: Final = 328
 BYTE_TR: Final = 352
 BYTE_GDT: Final = 376
 BYTE_IDT: Final = 400
+QUADS_OF_MSRS: Final = {
+    0x174: 600, 0x175: 601, 0x176: 602, 0xC000_0081: 603, 0xC000_0082: 605, 0xC000_0083: 606, 0xC000_0084: 607,
+    0xC000_0102: 608,
+}  # fmt: skip
+"""MSR index -> 64-bit index, for those that the engine's own instructions use."""
+BYTE_INTERCEPT: Final = 5520
 SEGMENT_FORMAT: Final = struct.Struct("<IxxxxQII")
 SEGMENT_STRIDE: Final = 24
 CC_OP_EFLAGS: Final = 1
@@ -109,6 +118,12 @@ def calibrate(uc: Any, state: memoryview) -> None:
         if quads[quad] != value:
             raise UnknownEngineError(_advice(f"{name} is not where it should be"))
         uc.reg_write(number, before)
+    for number, quad in ((0xC000_0081, QUAD_STAR), (0xC000_0102, QUAD_KERNEL_GS_BASE)):
+        before = quads[quad]
+        uc.reg_write(registers.UC_X86_REG_MSR, (number, 0x1234_5678_9ABC_DEF0))
+        if quads[quad] != 0x1234_5678_9ABC_DEF0:
+            raise UnknownEngineError(_advice(f"MSR {number:#x} is not where it should be"))
+        quads[quad] = before
     uc.reg_write(registers.UC_X86_REG_GDTR, (0, 0x1234_5000, 0x678, 0))
     if SEGMENT_FORMAT.unpack_from(state, BYTE_GDT)[1:3] != (0x1234_5000, 0x678):
         raise UnknownEngineError(_advice("GDTR is not where it should be"))

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hvemu.cpu.state import (
+    ATTRIBUTE_BIG,
+    ATTRIBUTE_LONG,
     CS,
     EAX,
     EBX,
+    ECX,
     EDI,
     EDX,
     ESI,
@@ -21,11 +24,13 @@ from hvemu.cpu.state import (
     FLAT_CODE,
     FLAT_DATA,
     FS,
+    GS,
+    R11,
     SS,
     Segment,
     TableRegister,
 )
-from hvemu.engine import binding, layout
+from hvemu.engine import binding, layout, svm_probes
 from hvemu.engine.block_clock import InstructionCounter
 from hvemu.engine.vcpu import EngineError, Vcpu
 from hvemu.memory.machine_memory import MachineMemory
@@ -40,6 +45,7 @@ from hvemu.vocabulary.paging import (
     EFER_LMA,
     EFER_LME,
     EFER_NXE,
+    EFER_SCE,
 )
 
 CODE = 0x1000
@@ -99,17 +105,21 @@ class CompatibilityRig(Rig):
 
     HIGH = 1 << 39
     BORDER = 1 << 32
+    PDPT = 0
+    """Where the entries of the first 512 GiB are."""
     _TABLES = 0x10000
     _GDT = 0x20000
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, model: str = "penryn") -> None:
+        super().__init__(model=model)
         entry, view, free = struct.Struct("<Q"), self.memory.view, self._TABLES + 0x1000
         self._leaves = {}
         for area in (0, self.HIGH, self.BORDER - 0x20_0000, self.BORDER):
             table = self._TABLES
             for shift in (39, 30, 21):
                 at = table + (area >> shift & 511) * 8
+                if not self.PDPT and shift == 30:
+                    self.PDPT = table
                 if not entry.unpack_from(view, at)[0]:
                     entry.pack_into(view, at, free | 7)
                     free += 0x1000
@@ -144,6 +154,22 @@ class CompatibilityRig(Rig):
         bits = 0x67 | (1 << 63 if no_execute else 0) | key << 59
         struct.pack_into("<Q", self.memory.view, self._leaves[linear >> 21] + (linear >> 12 & 511) * 8, physical | bits)
         self.vcpu.flush_tlb()
+
+
+class LongRig(CompatibilityRig):
+    """The same in 64-bit code, at any ring."""
+
+    def __init__(self, model: str = "penryn") -> None:
+        super().__init__(model)
+        descriptors = 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF
+        struct.pack_into("<4Q", self.memory.view, self._GDT + 0x10, *descriptors)
+        self.ring(0)
+
+    def ring(self, level: int) -> None:
+        """64-bit code, flat data."""
+        super().ring(level)
+        code = self.vcpu.segment(CS)
+        self.vcpu.set_segment(CS, code._replace(attributes=code.attributes & ~ATTRIBUTE_BIG | ATTRIBUTE_LONG))
 
 
 def _expect(expected: object, actual: object) -> str | None:
@@ -245,6 +271,67 @@ def _rdtsc_is_replaced() -> str | None:
     rig.code("0f31 f4")
     rig.go()
     return _expect((7, 9), (rig.vcpu.gpr(EAX), rig.vcpu.gpr(EDX)))
+
+
+def _syscall_adds_its_length() -> str | None:
+    rig, seen = LongRig(), []
+
+    def enter() -> None:
+        seen.append(rig.vcpu.eip())
+        rig.vcpu.set_eip(CODE + 0x10 * len(seen) - 2 - len(seen))
+
+    rig.vcpu.on_instruction("SYSCALL", enter)
+    rig.code("48 0f05 f4")
+    rig.code("48 66 0f05 f4", CODE + 0x10)
+    rig.code("90 f4", CODE + 0x20)
+    rig.go()
+    return _expect(([CODE, CODE + 0x10], CODE + 0x22), (seen, rig.vcpu.eip()))
+
+
+def _wide_addresses() -> str | None:
+    rig = LongRig()
+    rig.vcpu.clock.install()
+    rig.vcpu.clock.load(1 << 20)
+    rig.map(rig.HIGH + 0x1000, CODE)
+    rig.code("48a1 0080000000 7f0000")  # mov rax, [0x7f0000008000]
+    rig.go(rig.HIGH + 0x1000)
+    found = rig.vcpu.eip(), rig.vcpu.cr2(), rig.vcpu.clock.block()[0], rig.faults[0][0]
+    return _expect((rig.HIGH + 0x1000, 0x7F00_0000_8000, rig.HIGH + 0x1000, 14), found)
+
+
+def _canonical_addresses() -> str | None:
+    rig = LongRig()
+    rig.vcpu.set_long_gpr(ESP, 1 << 63)
+    rig.vcpu.set_long_gpr(EBX, 1 << 47)
+    for code in ("8a03", "50", "ffe3"):  # mov al, [rbx] / push rax / jmp rbx
+        rig.code(code)
+        rig.vcpu.forget_code()
+        rig.go()
+    return _expect([(13, CODE, 0), (13, CODE, 0), (13, 1 << 47, 0)], rig.faults)
+
+
+def _gibibyte_pages() -> str | None:
+    rig = LongRig("penryn")
+    struct.pack_into("<Q", rig.memory.view, rig.PDPT + 8 * 5, 0x87)
+    rig.memory.view[0x8000] = 0x5A
+    rig.code("a0 0080004001000000 f4")  # mov al, [0x140008000]
+    rig.go()
+    return _expect((0x5A, []), (rig.vcpu.gpr(EAX) & 0xFF, rig.faults))
+
+
+def _swapgs_and_sysret() -> str | None:
+    rig = LongRig()
+    vcpu = rig.vcpu
+    vcpu.set_kernel_gs_base(0x1234_5678_9000)
+    vcpu.write_msr(0xC000_0081, 0x20 << 48)
+    vcpu.load_control(*vcpu.paging()[:3], vcpu.paging().efer | EFER_SCE)
+    vcpu.set_long_gpr(ECX, CODE + 0x10)
+    vcpu.set_long_gpr(R11, 2)
+    rig.code("0f01f8 480f07")
+    rig.code("f4", CODE + 0x10)
+    rig.go()
+    selectors = vcpu.segment(CS).selector, vcpu.segment(SS).selector, vcpu.segment(GS).base
+    return _expect((0x33, 0x2B, 0x1234_5678_9000, (13, CODE + 0x10, 0)), (*selectors, rig.faults[0]))
 
 
 def _sysenter_adds_two() -> str | None:
@@ -555,6 +642,11 @@ PROBES = (
     Probe("port hook", "EIP and flags are exact inside", _port_is_exact),
     Probe("MMIO through protected ranges", "EIP and flags are exact inside", _mmio_is_exact),
     Probe("RDTSC hook", "virtual time-stamp counter", _rdtsc_is_replaced),
+    Probe("SYSCALL hook", "the engine adds the instruction's length to RIP afterwards", _syscall_adds_its_length),
+    Probe("64-bit addresses", "RIP, CR2 and the block clock have 64 bits", _wide_addresses),
+    Probe("Canonical addresses", "an address that is not is #GP(0), also on the stack", _canonical_addresses),
+    Probe("1 GiB pages", "they work on models whose CPUID does not show them", _gibibyte_pages),
+    Probe("SWAPGS and SYSRET", "native, on MSRs that are given to the engine", _swapgs_and_sysret),
     Probe("SYSENTER hook", "the engine adds two to EIP afterwards", _sysenter_adds_two),
     Probe("block clock", "position, by the native callback where there is one", lambda: _block_clock(None)),
     Probe("block clock in Python", "the portable fallback gives the same", lambda: _block_clock(False)),
@@ -581,4 +673,9 @@ PROBES = (
     Probe("code forgotten by another address", "trap: stores to code frames", _code_is_forgotten_through_an_alias),
     Probe("protection keys", "bt: the cache runs, but cannot be read", _keys_make_pages_execute_only),
     Probe("blocks of a translation cache", "bt: charged by guest bytes", _blocks_of_a_cache_are_weighed),
+    Probe("VMRUN and #VMEXIT", "svm: the guest's own ring 0, exits handled in the hook", svm_probes.exit_is_exact),
+    Probe("EVENTINJ", "svm: the CPU delivers external interrupts", svm_probes.interrupt_is_injected),
+    Probe("nested page fault", "svm: its address is in the VMCB", svm_probes.nested_fault_has_its_address),
+    Probe("intercepts in the CPU state", "svm: changed without VMRUN", svm_probes.intercepts_can_be_changed),
+    Probe("stores to code under nested paging", "svm: reach translated code", svm_probes.stores_to_code_are_seen),
 )

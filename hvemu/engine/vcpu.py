@@ -29,7 +29,7 @@ from hvemu.cpu.state import (
 )
 from hvemu.engine import binding, layout
 from hvemu.engine.block_clock import BlockClock
-from hvemu.vocabulary.paging import CR0_PE, CR4_OSFXSR, EFER_LMA, PagingRegisters
+from hvemu.vocabulary.paging import CR0_PE, CR0_PG, CR4_OSFXSR, EFER_LMA, EFER_LME, PagingRegisters
 
 CPU_MODELS = {
     "conroe": "CONROE", "penryn": "PENRYN", "nehalem": "NEHALEM", "westmere": "WESTMERE",
@@ -45,9 +45,12 @@ _BYTE_SS = layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * SS
 _WORD_SELECTOR_CS = _BYTE_CS // 4
 _WORD_ATTRIBUTES_CS = _BYTE_CS // 4 + 5
 _WORD_ATTRIBUTES_SS = _BYTE_SS // 4 + 5
+_QUAD_BASE_CS = _BYTE_CS // 8 + 1
 _QUAD_BASE_ES, _QUAD_BASE_SS, _QUAD_BASE_DS = (
     (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * index) // 8 + 1 for index in (ES, SS, DS)
 )
+_QUAD_CR3 = layout.QUAD_CR + 3
+_U64 = (1 << 64) - 1
 _KNOWN = 65536
 _NOT_SPLIT = ~(layout.ARITHMETIC_FLAGS | FLAG_DF) & 0xFFFF_FFFF
 _HF_INHIBIT_IRQ = 1 << 3
@@ -244,7 +247,10 @@ class Vcpu:
         self._instruction_hook(binding.OUT_CALLBACK(hook), binding.registers.UC_X86_INS_OUT)
 
     def on_instruction(self, name: str, callback: Callable[[], None]) -> None:
-        """CPUID, RDTSC, RDTSCP (the callback sets the results, the engine skips its own) or SYSENTER."""
+        """CPUID, RDTSC, RDTSCP (the callback sets the results, the engine skips its own), SYSENTER or SYSCALL.
+
+        After the last two the engine adds the instruction's length to the instruction pointer.
+        """
         self._instruction_hook(*self._instruction_callback(name, callback))
 
     def on_rdtsc(self, callback: Callable[[], None], scale: int) -> None:
@@ -264,7 +270,8 @@ class Vcpu:
                 fail(error)
             return 1
 
-        prototype: Any = binding.SYSENTER_CALLBACK if name == "SYSENTER" else binding.INSTRUCTION_CALLBACK
+        enters_kernel = name in ("SYSENTER", "SYSCALL")
+        prototype: Any = binding.SYSENTER_CALLBACK if enters_kernel else binding.INSTRUCTION_CALLBACK
         return prototype(hook), number
 
     def _instruction_hook(self, callback: Any, instruction: int) -> None:
@@ -337,7 +344,7 @@ class Vcpu:
         """
         words, cr2 = self.words, self.quads[layout.QUAD_CR + 2]
         kept = words[layout.WORD_OLD_EXCEPTION], words[layout.WORD_ERROR_CODE], words[layout.WORD_IS_SOFTWARE]
-        self._uc.ctl_remove_cache(linear, linear + size)
+        self._uc.ctl_remove_cache(linear, min(linear + size, _U64))
         words[layout.WORD_OLD_EXCEPTION], words[layout.WORD_ERROR_CODE], words[layout.WORD_IS_SOFTWARE] = kept
         self.quads[layout.QUAD_CR + 2] = cr2
 
@@ -361,24 +368,49 @@ class Vcpu:
     # ------------------------------------------------------------------ registers (CpuPort)
 
     def gpr(self, index: int) -> int:
-        """General register by its number in the encoding."""
+        """The lower half of a general register by its number in the encoding."""
         return self.words[index * 2]
 
     def set_gpr(self, index: int, value: int) -> None:
-        """Set a general register, modulo 2**32."""
+        """Set a general register, modulo 2**32: as 32-bit operations do, this clears the upper half."""
         self.quads[index] = value & 0xFFFF_FFFF
 
+    def long_gpr(self, index: int) -> int:
+        """All 64 bits of a general register."""
+        return self.quads[index]
+
+    def set_long_gpr(self, index: int, value: int) -> None:
+        """Set a general register, modulo 2**64."""
+        self.quads[index] = value & _U64
+
+    def is_64_bit(self) -> bool:
+        """Whether 64-bit code runs: long mode, and not its compatibility mode."""
+        return bool(self.words[layout.WORD_HFLAGS] & layout.HFLAG_CS64)
+
     def eip(self) -> int:
-        """The instruction pointer."""
+        """The instruction pointer, RIP in 64-bit code; the engine does not wrap that of 32-bit code."""
+        if self.words[layout.WORD_HFLAGS] & layout.HFLAG_CS64:
+            return self.quads[layout.QUAD_EIP]
         return self.words[layout.WORD_EIP]
 
     def set_eip(self, value: int) -> None:
-        """Set the instruction pointer; valid while stopped and inside an interrupt callback."""
-        self.quads[layout.QUAD_EIP] = value & 0xFFFF_FFFF
+        """Set the instruction pointer, modulo 2**32 unless 64-bit code runs.
+
+        Valid while stopped and inside an interrupt callback.
+        """
+        self.quads[layout.QUAD_EIP] = value & self.linear_mask()
 
     def linear_eip(self) -> int:
-        """CS base plus EIP, modulo 2**32."""
-        return (self.quads[(layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * CS + 8) // 8] + self.quads[16]) & 0xFFFF_FFFF
+        """CS base plus EIP, modulo 2**32; in 64-bit code modulo 2**64."""
+        return self.linear_of(self.quads[layout.QUAD_EIP])
+
+    def linear_of(self, eip: int) -> int:
+        """The linear address of code at an instruction pointer, in the present code segment."""
+        return self.quads[_QUAD_BASE_CS] + eip & self.linear_mask()
+
+    def linear_mask(self) -> int:
+        """Where linear addresses of the present code wrap."""
+        return _U64 if self.words[layout.WORD_HFLAGS] & layout.HFLAG_CS64 else 0xFFFF_FFFF
 
     def eflags(self) -> int:
         """EFLAGS with the arithmetic bits up to date.
@@ -405,9 +437,10 @@ class Vcpu:
         )
 
     def repair_flags(self, system_flags: int) -> None:
-        """After a spoiled stop: the arithmetic bits as they are, all others from ``system_flags``."""
+        """After a spoiled stop: arithmetic bits and DF from where the engine keeps them apart, others as given."""
         kept = layout.ARITHMETIC_FLAGS | FLAG_DF
-        self.set_eflags(system_flags & ~kept | self.eflags() & kept)
+        arithmetic = self.eflags() & layout.ARITHMETIC_FLAGS
+        self.set_eflags(system_flags & ~kept | arithmetic | self.words[layout.WORD_DIRECTION] & FLAG_DF)
 
     def set_eflags(self, value: int) -> None:
         """Set EFLAGS; bit 1 is always one.
@@ -479,7 +512,10 @@ class Vcpu:
         if words[_WORD_ATTRIBUTES_SS] & ATTRIBUTE_BIG:
             hflags |= 1 << 5
         if words[layout.QUAD_EFER * 2] & EFER_LMA:
-            hflags |= 3 << 14 if code & ATTRIBUTE_LONG else 1 << 14
+            hflags |= layout.HFLAG_LMA
+            if code & ATTRIBUTE_LONG:  # as in 32-bit code, and DS, ES and SS have no base
+                words[layout.WORD_HFLAGS] = hflags | layout.HFLAG_CS64 | 1 << 4 | words[_WORD_SELECTOR_CS] & 3 | 1 << 7
+                return
         if not cr0 & CR0_PE:
             hflags |= 1 << 6
         elif words[layout.WORD_EFLAGS] & FLAG_VM:
@@ -556,20 +592,29 @@ class Vcpu:
     def paging(self) -> PagingRegisters:
         """What the page walker needs."""
         words = self.words
-        now = (words[layout.WORD_CR0], words[layout.WORD_CR3], words[layout.WORD_CR4], words[layout.QUAD_EFER * 2])
+        now = (words[layout.WORD_CR0], self.quads[_QUAD_CR3], words[layout.WORD_CR4], words[layout.QUAD_EFER * 2])
         if now != self._paging:
             self._paging = PagingRegisters(*now)
         return self._paging
 
     def control(self, number: int) -> int:
         """CR0, CR2, CR3 or CR4."""
-        return int(self.quads[layout.QUAD_CR + number]) & 0xFFFF_FFFF
+        return int(self.quads[layout.QUAD_CR + number])
 
     def set_control(self, number: int, value: int) -> None:
-        """Set one of them, and drop what depends on it."""
-        self.quads[layout.QUAD_CR + number] = value & 0xFFFF_FFFF
+        """Set one of them, and drop what depends on it; with EFER.LME, CR0.PG decides on long mode."""
+        quads = self.quads
+        quads[layout.QUAD_CR + number] = value & _U64
+        efer = quads[layout.QUAD_EFER]
+        if number == 0 and efer & EFER_LME and bool(efer & EFER_LMA) is not bool(value & CR0_PG):
+            quads[layout.QUAD_EFER] = efer ^ EFER_LMA
+            if efer & EFER_LMA:
+                for index in (*range(8), layout.QUAD_EIP):  # undefined (SDM vol. 1, 3.4.1.1); here always zero
+                    quads[index] &= 0xFFFF_FFFF
         if number != 2:
+            ring = self.words[layout.WORD_HFLAGS] & 3  # the selector of real mode's CS does not say it
             self.refresh_mode()
+            self.words[layout.WORD_HFLAGS] = self.words[layout.WORD_HFLAGS] & ~3 | ring
             self.flush_tlb()
 
     def load_control(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
@@ -582,11 +627,11 @@ class Vcpu:
 
     def cr2(self) -> int:
         """The last page fault's linear address."""
-        return self.words[layout.WORD_CR2]
+        return self.quads[layout.QUAD_CR + 2]
 
     def set_cr2(self, value: int) -> None:
         """Set CR2."""
-        self.quads[layout.QUAD_CR + 2] = value & 0xFFFF_FFFF
+        self.quads[layout.QUAD_CR + 2] = value & _U64
 
     def error_code(self) -> int:
         """The error code of the exception being reported."""
@@ -597,8 +642,23 @@ class Vcpu:
         return bool(self.words[layout.WORD_IS_SOFTWARE])
 
     def write_msr(self, index: int, value: int) -> None:
-        """Give the engine an MSR that its own instructions use (SYSENTER, EFER)."""
-        self._uc.reg_write(binding.registers.UC_X86_REG_MSR, (index, value))
+        """Give the engine an MSR that its own instructions use: those of SYSENTER and SYSCALL, and of SWAPGS.
+
+        Not by the engine's function, which under SVM would exit from where there is no guest.
+        """
+        self.quads[layout.QUADS_OF_MSRS[index]] = value
+
+    def kernel_gs_base(self) -> int:
+        """What SWAPGS will exchange with the base of GS."""
+        return self.quads[layout.QUAD_KERNEL_GS_BASE]
+
+    def set_kernel_gs_base(self, value: int) -> None:
+        """Set it."""
+        self.quads[layout.QUAD_KERNEL_GS_BASE] = value
+
+    def set_segment_base(self, index: int, value: int) -> None:
+        """Move a segment: FS and GS, whose bases are MSRs."""
+        self.quads[(layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * index) // 8 + 1] = value
 
     def save(self) -> bytearray:
         """The whole register file as an opaque value; for ``restore`` on this engine only."""
@@ -624,6 +684,7 @@ class Vcpu:
             # The engine numbers the registers physically, the image from the top of the stack
             mantissa, exponent = uc.reg_read(names.UC_X86_REG_FP0 + (index + top & 7))
             image[32 + 16 * index : 42 + 16 * index] = mantissa.to_bytes(8, "little") + exponent.to_bytes(2, "little")
+        for index in range(16):
             xmm = uc.reg_read(names.UC_X86_REG_XMM0 + index)
             image[160 + 16 * index : 176 + 16 * index] = xmm.to_bytes(16, "little")
         return bytes(image)
@@ -636,6 +697,7 @@ class Vcpu:
                 uc.reg_write(getattr(names, f"UC_X86_REG_{name}"), value)
             for index in range(8):
                 uc.reg_write(names.UC_X86_REG_FP0 + index, (0, 0))
+            for index in range(16):
                 uc.reg_write(names.UC_X86_REG_XMM0 + index, 0)
             return
         tags = sum(0 if image[4] >> i & 1 else 3 << (2 * i) for i in range(8))
@@ -648,7 +710,9 @@ class Vcpu:
             at = 32 + 16 * index
             pair = (int.from_bytes(image[at : at + 8], "little"), int.from_bytes(image[at + 8 : at + 10], "little"))
             uc.reg_write(names.UC_X86_REG_FP0 + (index + top & 7), pair)
-            uc.reg_write(names.UC_X86_REG_XMM0 + index, int.from_bytes(image[at + 128 : at + 144], "little"))
+        for index in range(16):
+            at = 160 + 16 * index
+            uc.reg_write(names.UC_X86_REG_XMM0 + index, int.from_bytes(image[at : at + 16], "little"))
 
 
 def _make_room(vcpu: Vcpu) -> None:

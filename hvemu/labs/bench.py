@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hvemu.labs import bench_guests
+from hvemu.labs import bench_boot, bench_disk, bench_guests
 from hvemu.vocabulary.errors import UserError
 
 _ABOUT = (__doc__ or "").replace("``", "")
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from hvemu.machine.machine import Machine
 
 _ROUNDS: Final = 7
+_OTHERS: Final = """\
+--disk: MB/s of a guest's disk at each adapter, beside QEMU's; some minutes.
+--boot: seconds of a Linux boot in every full mode, beside QEMU's and Bochs'; up to half an hour.
+"""
+_USAGE: Final = "Type: hvemu bench [--json], hvemu bench --disk [--json], or hvemu bench --boot KERNEL --initrd FILE."
 _REFERENCE_HOOK: Final = 0.45e-6
 _LOOPS: Final = 150
 _REPEAT: Final = 100_000
@@ -90,6 +95,13 @@ def _flat(code: bytes, **changes: Any) -> float:
 
 def _port_exit() -> float:
     return (_flat(bench_guests.ports(_REPEAT)) - _flat(bench_guests.nothing())) / _REPEAT
+
+
+def _intercept() -> float:
+    """Seconds of a CPUID that exits, without the loop around it."""
+    loop = bench_guests.identifications
+    many, one = (_flat(loop(count), mode="svm") for count in (_REPEAT, 1))
+    return (many - one) / (_REPEAT - 1)
 
 
 def _interrupt_round_trip() -> float:
@@ -199,6 +211,13 @@ _LOOPS_OF_BOTH: dict[str, Callable[[], bytes]] = {
     "calls": lambda: bench_guests.calls(_ITERATIONS // 20),
 }
 """What takes no exits, to be compared between modes."""
+
+
+def _loop_of_both(code: Callable[[], bytes], technique: str) -> float:
+    mode, _, mmu = technique.partition("/")
+    return _flat(code(), mode=mode, mmu=mmu)
+
+
 _CASES: dict[str, Callable[[], float]] = {
     "bare_hook": _bare_hook,
     "compute_bare": _compute_bare,
@@ -211,10 +230,11 @@ _CASES: dict[str, Callable[[], float]] = {
     "trap_hidden_fault": _hidden_fault,
     "trap_hidden_fault_after_flush": _hidden_fault_after_flush,
     **{
-        f"{mode}_{name}": partial(lambda code, mode: _flat(code(), mode=mode), code, mode)
+        f"{technique}_{name}": partial(_loop_of_both, code, technique)
         for name, code in _LOOPS_OF_BOTH.items()
-        for mode in ("native", "trap", "bt")
+        for technique in ("native", "trap", "bt", "svm", "svm/shadow")
     },
+    "svm_intercept": _intercept,
     "trap_interrupt_flag": lambda: _interrupt_flag("trap", _REPEAT // 4),
     "bt_interrupt_flag": lambda: _interrupt_flag("bt", 50 * _REPEAT),
     "bt_translation": _translation,
@@ -245,10 +265,18 @@ def _measure(case: str) -> float:
 def main(arguments: list[str]) -> int:
     """Run every case and print PASS or MISS against its goal; ``--json`` prints the medians instead."""
     if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: hvemu bench [--json]\n\n{_ABOUT}")
+        usage = ("hvemu bench [--json]", "hvemu bench --disk [--json]", "hvemu bench --boot KERNEL --initrd FILE")
+        print("usage: " + "\n       ".join(usage) + f"\n\n{_ABOUT}\n{_OTHERS}")
         return 0
+    if "--disk" in arguments:
+        return bench_disk.main(arguments)
+    if "--boot" in arguments:
+        return bench_boot.main(arguments)
     if arguments and arguments != ["--json"]:
-        raise UserError(f"hvemu bench does not know '{arguments[0]}'", "Type: hvemu bench [--json].")
+        raise UserError(
+            f"hvemu bench does not know '{arguments[0]}'",
+            _USAGE,
+        )
     samples: dict[str, list[float]] = {case: [] for case in _CASES}
     for _ in range(_ROUNDS):  # round-robin, so that a noisy moment hits every case alike
         for case in _CASES:
@@ -321,6 +349,14 @@ def _rows(medians: dict[str, float]) -> list[_Row]:
         ),
         _Row("bt: translating an instruction", cost("bt_translation"), "us"),
         _Row("bt: transfers that the cache follows by itself", 100 * medians["bt_hits"], "%"),
+        _Row("svm: a CPUID that exits", cost("svm_intercept"), "us", 4.0),
+        _Row("svm: computing in the kernel, of native", of_native("kernel_arithmetic", "svm"), "x", 0.9, True),
+        _Row("svm: computing in ring 3, of native", of_native("user_arithmetic", "svm"), "x", 0.9, True),
+        _Row("svm: stores in the kernel, of native", of_native("kernel_stores", "svm"), "x"),
+        _Row(
+            "svm --mmu shadow: stores in the kernel, of native", of_native("kernel_stores", "svm/shadow"), "x", 3, True
+        ),
+        _Row("svm --mmu shadow: stores in ring 3, of native", of_native("user_stores", "svm/shadow"), "x", 3, True),
         _Row("pv: a hypercall that does nothing", cost("pv_null"), "us"),
         _Row(
             "pv: a page-table entry, cost of it where each store faults",

@@ -63,6 +63,12 @@ def ports(count: int) -> bytes:
     return _loop(count, _assemble("e680")) + _assemble(_END)  # out 80h, al
 
 
+def identifications(count: int) -> bytes:
+    """``count`` times CPUID, leaf 0."""
+    # mov esi,ecx / xor eax,eax / cpuid / mov ecx,esi
+    return _loop(count, _assemble("89ce 31c0 0fa2 89f1")) + _assemble(_END)
+
+
 def system_calls(count: int) -> bytes:
     """``count`` times INT 80h from ring 3 and IRET back."""
     return _in_ring_3(_loop(count, _assemble("cd80")))

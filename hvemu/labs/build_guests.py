@@ -3,9 +3,9 @@
 Called by people who changed a guest and by tests/guests/test_images.py; nobody else needs a compiler, because the
 images are committed. Must not know any guest: a folder with main.c or main.S is a multiboot guest, one with boot.S a
 flat disk image, one with native.ld a multiboot guest that with paravirt.ld is built a second time, for a hypervisor's
-interface; each file of misbehave/ is a guest of its own. images.lock says from which sources an image was built, so
-that a stale one is found without a toolchain. Not done here: the catalogue, guests/catalog.toml, is written by hand.
-Spec: Multiboot 0.6.96.
+interface, one with long.ld a 64-bit guest with little of the library; each file of misbehave/ is a guest of its own.
+images.lock says from which sources an image was built, so that a stale one is found without a toolchain. Not done
+here: the catalogue, guests/catalog.toml, is written by hand. Spec: Multiboot 0.6.96.
 """
 
 import hashlib
@@ -32,6 +32,12 @@ LOCK = Path("images.lock")
 # zig traps: `-Wl,-Ttext` and `--oformat` are refused, hence linker scripts and objcopy; -g breaks reproducibility.
 COMPILER = (sys.executable, "-m", "ziglang")
 TARGET = ("-target", "x86-freestanding-none", "-mcpu=i686", "-mno-sse", "-mno-mmx", "-mno-80387")
+LONG_TARGET = (
+    "-target", "x86_64-freestanding-none", "-mcpu=x86_64", "-mno-sse", "-mno-mmx", "-mno-80387", "-mno-red-zone",
+    "-Wno-int-to-pointer-cast",
+)  # fmt: skip
+LONG_LIBRARY = ("irq.c", "report.c")
+"""What of the library is fit for 64 bits."""
 CODE = (
     "-std=gnu11", "-O2", "-g0", "-Wall", "-Wextra", "-Werror",
     "-ffreestanding", "-fno-builtin", "-fno-pic", "-fno-stack-protector", "-fno-sanitize=undefined",
@@ -53,6 +59,7 @@ class Guest:
     sources: tuple[Path, ...]
     script: Path
     flat: bool = False
+    long: bool = False
     definitions: tuple[str, ...] = ()
 
     @property
@@ -84,7 +91,10 @@ def discover() -> Iterator[Guest]:
         name = folder.name[3:]
         if (folder / "boot.S").exists():
             yield Guest(folder.name, inside / "boot.img", (inside / "boot.S",), inside / "boot.ld", flat=True)
-        elif (folder / "native.ld").exists():
+        elif (folder / "long.ld").exists():
+            sources = (*compiled(inside), *(Path("lib", part) for part in LONG_LIBRARY))
+            yield Guest(folder.name, inside / f"{name}.elf", sources, inside / "long.ld", long=True)
+        elif any((folder / f"{machine}.ld").exists() for machine in MACHINES):
             yield from built_for_machines(inside, library)
         elif compiled(inside):
             yield Guest(folder.name, inside / f"{name}.elf", (*compiled(inside), *library), script)
@@ -96,6 +106,8 @@ def built_for_machines(folder: Path, library: list[Path]) -> Iterator[Guest]:
     """One guest for each machine that the folder has a linker script for."""
     for machine, ending in MACHINES.items():
         script = folder / f"{machine}.ld"
+        if machine == "native" and not (GUESTS / script).exists():
+            script = Path("lib/l.ld")
         if (GUESTS / script).exists():
             own = [path for path in compiled(folder) if path.stem.split("_")[0] not in MACHINES.keys() - {machine}]
             name = f"{folder.name}{ending}"
@@ -135,7 +147,8 @@ def build(guest: Guest, out: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         linked = Path(scratch) / "linked.elf"
         code = (*CODE, *guest.definitions)
-        zig("cc", *TARGET, *code, *LINK, "-T", str(guest.script), *map(str, guest.sources), "-o", str(linked))
+        target = LONG_TARGET if guest.long else TARGET
+        zig("cc", *target, *code, *LINK, "-T", str(guest.script), *map(str, guest.sources), "-o", str(linked))
         if guest.flat:
             zig("objcopy", "-O", "binary", str(linked), str(image))
         else:

@@ -16,8 +16,9 @@ from typing import Any, Final, NamedTuple
 
 from hvemu.trace.events import Event, Exited
 from hvemu.vocabulary.errors import UserError
-from hvemu.vocabulary.exits import ExitKind, detail_name, vector_name
+from hvemu.vocabulary.exits import ExitKind, detail_name
 from hvemu.vocabulary.machine_map import POST_PORT
+from hvemu.vocabulary.vectors import vector_name
 
 _ABOUT = (__doc__ or "").replace("``", "")
 GUEST: Final = "sensitive"
@@ -179,11 +180,12 @@ def traps_between_marks(events: Sequence[Event]) -> list[Trap | None]:
 
 def observe(mnemonic: str, ring: str, mode: str) -> Observation:
     """Run the guest for one instruction, in its ``kernel`` or as its ``user``; raises what building a machine does."""
+    from hvemu.machine.configuration import SVM_CPU_MODELS
     from hvemu.testing.catalog import catalog
     from hvemu.testing.running import guest_configuration, run_guest
 
     guest, events = catalog()[GUEST], list[Event]()
-    configuration = guest_configuration(guest, append=f"{mnemonic} {ring}", mode=mode)
+    configuration = guest_configuration(guest, append=f"{mnemonic} {ring}", mode=mode, cpu=SVM_CPU_MODELS[0])
     result = run_guest(configuration, position=_ENOUGH, observer=events.append)
     failed = ""
     if result.stop is None:

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 from hvemu.cpu.decoder import decode
 from hvemu.cpu.state import ATTRIBUTE_BIG, CS, FLAG_IF, FLAG_IOPL, FLAT_CODE, VirtualCpu
+from hvemu.loader.select import is_64_bit
 from hvemu.loader.symbols import Symbols, read_symbols
 from hvemu.machine.builder import build, read_images
 from hvemu.machine.configuration import MachineConfiguration
@@ -36,7 +37,9 @@ def translations(
     there is no code.
     """
     image = read_images(configuration)[0].image
-    machine = build(replace(configuration, mode="native", shadow="cached", audit=False))
+    if is_64_bit(image):
+        raise UserError(f"{configuration.image} is a 64-bit kernel, which mode bt does not translate", "Give another.")
+    machine = build(replace(configuration, mode="native", mmu="", shadow="cached", audit=False))
     cpu, memory, symbols = machine.registers(), machine.memory, read_symbols(image)
     flat = cpu.cr0 & CR0_PE and cpu.segments[CS].attributes & ATTRIBUTE_BIG
     code = cpu.segments[CS] if flat else FLAT_CODE

@@ -2,24 +2,27 @@
 
 A stub writes to the BIOS call port; ``Bios.call`` finds the service by CS:IP, works on the guest's registers and
 memory, and the stub's IRET returns. Ticks and keys go through INT 8 and INT 9 into the BIOS data area as on a PC.
-Services: INT 08h 09h 10h 11h 12h 13h (with the EDD extensions) 14h 15h 16h 19h 1Ah. Not provided: graphics modes,
-floppies, APM, PCI BIOS, VESA. Interrupt numbers and layouts: Ralf Brown's list and the EDD 3.0 specification.
+Services: INT 08h 09h 10h 11h 12h 13h (with the EDD extensions, for disks and CD-ROMs) 14h 15h 16h 19h 1Ah. Not
+provided: graphics modes, floppies, APM, PCI BIOS, VESA. Interrupt numbers and layouts: Ralf Brown's list, the EDD 3.0
+and the El Torito 1.0 specification.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from hvemu.cpu.state import CS, DS, EAX, EBX, ECX, EDI, EDX, ES, ESI, ESP, FLAG_CF, FLAG_ZF, SS, CpuPort
+from hvemu.devices.contract import BlockBackend
+from hvemu.loader import el_torito
+from hvemu.loader.boot_device import CDROM, HARD_DISK, SECTOR
 from hvemu.loader.contract import memory_map
 from hvemu.loader.firmware import STUB_SIZE
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.vocabulary import machine_map as at
+from hvemu.vocabulary.errors import UserError
 
-SECTOR: Final = 512
 HEADS: Final = 16
 SECTORS: Final = 63
-_DISK: Final = 0x80
 _SMAP: Final = 0x534D4150
 _COLUMNS, _ROWS = 80, 25
 _SCREEN: Final = 2 * _COLUMNS * _ROWS
@@ -45,7 +48,7 @@ _KEYS: Final = {
 
 
 class Bios:
-    """The services, for one machine with at most one disk (``disk`` is None without one)."""
+    """The services, for one machine; drive 80h is the first of ``disks``, drive E0h the first of ``cdroms``."""
 
     def __init__(
         self,
@@ -53,11 +56,12 @@ class Bios:
         cpu: CpuPort,
         read_port: Callable[[int, int], int],
         write_port: Callable[[int, int, int], None],
-        disk: bytearray | None,
+        disks: Sequence[BlockBackend],
+        cdroms: Sequence[BlockBackend] = (),
     ) -> None:
         self._memory, self.cpu = memory, cpu
         self._read_port, self._write_port = read_port, write_port
-        self._disk = disk
+        self._disks, self._cdroms = disks, cdroms
         self._services: dict[int, Callable[[], None]] = {
             0x08: self._tick, 0x09: self._key, 0x10: self._video, 0x11: self._equipment, 0x12: self._base_memory,
             0x13: self._disk_service, 0x14: self._serial, 0x15: self._system, 0x16: self._keyboard,
@@ -354,20 +358,25 @@ class Bios:
                 self._set_word(EAX, self._bda(head))
         elif function in (0x02, 0x12):
             self._set_byte(EAX, self._bda(0x17, 1))
+            if function == 0x12:
+                self._set_byte(EAX, self._bda(0x18, 1) & 0x73 | self._bda(0x96, 1) & 0x0C, high=True)
         self.cpu.set_eflags(eflags)
 
     # ------------------------------------------------------------------ INT 13h
 
     def _disk_service(self) -> None:
         function, drive = self._byte(EAX, high=True), self._byte(EDX)
-        if drive != _DISK or self._disk is None:
+        if 0 <= drive - HARD_DISK < len(self._disks):
+            self._hard_disk_service(function, self._disks[drive - HARD_DISK])
+        elif 0 <= drive - CDROM < len(self._cdroms):
+            self._cdrom_service(function, self._cdroms[drive - CDROM])
+        else:
             self._carry(True, 0x01 if function != 0x15 else 0)
-            return
-        total = len(self._disk) // SECTOR
+
+    def _hard_disk_service(self, function: int, disk: BlockBackend) -> None:
+        total = disk.size // SECTOR
         cylinders = min(max(1, total // (HEADS * SECTORS)), 1024)
-        if function in (0x00, 0x01, 0x0D, 0x11):
-            self._carry(False, 0)
-        elif function in (0x02, 0x03, 0x04):
+        if function in (0x02, 0x03, 0x04):
             cylinder = self._byte(ECX, high=True) | (self._byte(ECX) & 0xC0) << 2
             sector, head = self._byte(ECX) & 0x3F, self._byte(EDX, high=True)
             count = self._byte(EAX)
@@ -375,20 +384,47 @@ class Bios:
             if sector and count and head < HEADS:
                 block = (cylinder * HEADS + head) * SECTORS + sector - 1
                 target = self.cpu.segment(ES).base + self._word(EBX)
-                status = self._transfer(block, count, target, write=function == 3, verify=function == 4)
+                status = self._transfer(disk, SECTOR, function, block, count, target)
             if status:
                 self._set_byte(EAX, 0)  # sectors transferred
             self._carry(status != 0, status)
         elif function == 0x08:
             last = cylinders - 1
             self._set_word(ECX, (last & 0xFF) << 8 | (last >> 2 & 0xC0) | SECTORS)
-            self._set_word(EDX, (HEADS - 1) << 8 | 1)
+            self._set_word(EDX, (HEADS - 1) << 8 | len(self._disks) & 0x7F)
             self._set_byte(EBX, 0)
             self._carry(False, 0)
         elif function == 0x15:
             self._set_word(ECX, total >> 16)
             self._set_word(EDX, total)
             self._carry(False, 3)
+        elif function == 0x48:
+            self._drive_parameters(0b10, (cylinders, HEADS, SECTORS), total, SECTOR)  # the geometry is valid
+        else:
+            self._any_drive_service(function, disk, SECTOR)
+
+    def _cdrom_service(self, function: int, cdrom: BlockBackend) -> None:
+        if function == 0x48:
+            self._drive_parameters(0b100, (0, 0, 0), cdrom.size // el_torito.SECTOR, el_torito.SECTOR)  # removable
+        elif function == 0x4B and self._byte(EAX) <= 1:
+            try:
+                image = el_torito.find_boot_image(cdrom, "")
+            except (UserError, OSError):
+                self._carry(True, 0x01)
+                return
+            count = image.length // el_torito.VIRTUAL_SECTOR
+            specification = struct.pack(
+                "<BBBBIHHHHBBB", 19, 0, self._byte(EDX), 0, image.sector, 0, 0, image.segment, count, 0, 0, 0
+            )
+            self._memory.write(self.cpu.segment(DS).base + self._word(ESI), specification)
+            self._carry(False, 0)
+        else:
+            self._any_drive_service(function, cdrom, el_torito.SECTOR)
+
+    def _any_drive_service(self, function: int, medium: BlockBackend, sector: int) -> None:
+        """What is the same for all but the size of their sectors: resets, and the extensions."""
+        if function in (0x00, 0x01, 0x0D, 0x11):
+            self._carry(False, 0)
         elif function == 0x41 and self._word(EBX) == 0x55AA:
             self._set_word(EBX, 0xAA55)
             self._set_word(ECX, 0b101)  # packet access and EDD
@@ -400,32 +436,36 @@ class Bios:
             if length < 16 or count > 127:
                 self._carry(True, 0x01)
                 return
-            target = (segment << 4) + offset
-            status = self._transfer(block, count, target, write=function == 0x43, verify=function == 0x44)
+            status = self._transfer(medium, sector, function & 0xF, block, count, (segment << 4) + offset)
             if status:
                 self._memory.write(packet_at + 2, bytes(2))  # sectors transferred
             self._carry(status != 0, status)
-        elif function == 0x48:
-            target = self.cpu.segment(DS).base + self._word(ESI)
-            if int.from_bytes(self._memory.read(target, 2), "little") < 26:
-                self._carry(True, 0x01)
-                return
-            parameters = struct.pack("<HHIIIQH", 26, 2, cylinders, HEADS, SECTORS, total, SECTOR)
-            self._memory.write(target, parameters)
-            self._carry(False, 0)
         else:
             self._carry(True, 0x01)
 
-    def _transfer(self, block: int, count: int, target: int, *, write: bool, verify: bool) -> int:
-        """Move sectors; returns the INT 13h status."""
-        assert self._disk is not None
-        start, end = block * SECTOR, (block + count) * SECTOR
-        if end > len(self._disk):
+    def _drive_parameters(self, flags: int, geometry: tuple[int, int, int], total: int, sector: int) -> None:
+        target = self.cpu.segment(DS).base + self._word(ESI)
+        if int.from_bytes(self._memory.read(target, 2), "little") < 26:
+            self._carry(True, 0x01)
+            return
+        self._memory.write(target, struct.pack("<HHIIIQH", 26, flags, *geometry, total, sector))
+        self._carry(False, 0)
+
+    def _transfer(self, medium: BlockBackend, sector: int, function: int, block: int, count: int, target: int) -> int:
+        """Move sectors by function 02h (read), 03h (write) or 04h (verify); returns the INT 13h status."""
+        start, length = block * sector, count * sector
+        if start + length > medium.size:
             return 0x04  # sector not found
-        if verify:
+        if function == 4:
             return 0
-        if write:
-            self._disk[start:end] = self._memory.read(target, end - start)
-        else:
-            self._memory.write(target, bytes(self._disk[start:end]))
+        if function == 3 and (medium.read_only or sector != SECTOR):
+            return 0x03
+        try:
+            if function == 3:
+                medium.write(start, self._memory.read(target, length))
+                medium.flush()
+            else:
+                self._memory.write(target, medium.read(start, length))
+        except OSError:
+            return 0x20  # controller failure
         return 0

@@ -1,6 +1,7 @@
 """Linux bzImage by the 32-bit boot protocol (Documentation/arch/x86/boot.rst): zero page, e820, command line, initrd.
 
-memtest86+ boots the same way. Not used: the 16-bit setup code, EFI handover, setup_data.
+memtest86+ boots the same way. 64-bit kernels are entered by the 32-bit protocol too, and go on to long mode by
+themselves. Not used: the 16-bit setup code, the 64-bit entry, EFI handover, setup_data.
 """
 
 import struct
@@ -25,6 +26,12 @@ def is_bzimage(image: bytes) -> bool:
     return len(image) > 0x260 and image[_MAGIC_OFFSET : _MAGIC_OFFSET + 4] == b"HdrS"
 
 
+def is_64_bit(image: bytes) -> bool:
+    """Whether it is a kernel with a 64-bit entry, which therefore needs long mode."""
+    version = struct.unpack_from("<H", image, 0x206)[0] if is_bzimage(image) else 0
+    return version >= 0x020C and bool(image[_XLOADFLAGS] & 1)
+
+
 def load(memory: GuestPhysicalMemory, request: BootRequest) -> VirtualCpu:
     """Load kernel, command line and initrd; raises UserError for an image that cannot be booted."""
     image, name = request.image, request.image_name
@@ -33,8 +40,6 @@ def load(memory: GuestPhysicalMemory, request: BootRequest) -> VirtualCpu:
     version = struct.unpack_from("<H", image, 0x206)[0]
     if version < 0x0202 or not image[0x211] & 1:
         raise UserError(f"{name} uses boot protocol {version >> 8}.{version & 0xFF:02}, loaded low", _HINT)
-    if version >= 0x020C and image[_XLOADFLAGS] & 1:
-        raise UserError(f"{name} is a 64-bit kernel", "hvemu boots 32-bit kernels so far; give it one.")
     setup_size = ((image[0x1F1] or 4) + 1) * 512
     kernel = image[setup_size:]
     if not kernel:

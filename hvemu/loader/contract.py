@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from hvemu.cpu.state import CS, FLAT_CODE, FLAT_DATA, TableRegister, VirtualCpu
+from hvemu.devices.contract import BlockBackend
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.vocabulary.errors import UserError
 from hvemu.vocabulary.machine_map import EBDA_BASE, HIGH_MEMORY, ROM_BASE
@@ -25,6 +26,14 @@ class MemoryRange(NamedTuple):
     kind: int
 
 
+class BootDevice(NamedTuple):
+    """A drive that a BIOS boots from, with its number in INT 13h."""
+
+    name: str
+    number: int
+    medium: BlockBackend
+
+
 @dataclass(frozen=True)
 class BootRequest:
     """What the user wants booted."""
@@ -35,6 +44,8 @@ class BootRequest:
     initrd: bytes = b""
     modules: tuple[tuple[str, bytes], ...] = ()
     load_address: int = HIGH_MEMORY
+    devices: tuple[BootDevice, ...] = ()
+    """What a BIOS tries, in this order, where the image is no program but a disk."""
 
 
 def memory_map(size: int) -> list[MemoryRange]:

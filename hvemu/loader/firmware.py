@@ -14,6 +14,7 @@ from hvemu.vocabulary import machine_map as at
 _OEM: Final = b"HVEMU "
 _TABLE_ID: Final = b"HVEMUPC "
 STUB_SIZE: Final = 4
+_PCI_BUS, _ISA_BUS = 0, 1
 _RESTART: Final = at.BIOS_STUBS + 0x500
 
 
@@ -69,14 +70,17 @@ def _checksummed(table: bytes, offset: int) -> bytes:
 
 def _multiprocessor_table(memory: GuestPhysicalMemory) -> None:
     entries = [struct.pack("<BBBBIIQ", 0, at.LAPIC_ID, 0x14, 3, 0x0673, 0x0781_ABFD, 0)]
-    entries.append(struct.pack("<BB6s", 1, 0, b"ISA   "))
+    entries.append(struct.pack("<BB6s", 1, _PCI_BUS, b"PCI   "))
+    entries.append(struct.pack("<BB6s", 1, _ISA_BUS, b"ISA   "))
     entries.append(struct.pack("<BBBBI", 2, at.IOAPIC_ID, 0x11, 1, at.IOAPIC_BASE))
     for line in range(16):
         if line != at.IRQ_CASCADE:
             pin = at.TIMER_GSI if line == at.IRQ_TIMER else line
-            entries.append(struct.pack("<BBHBBBB", 3, 0, 0, 0, line, at.IOAPIC_ID, pin))
-    entries.append(struct.pack("<BBHBBBB", 4, 3, 0, 0, 0, 0xFF, 0))  # ExtINT to LINT0
-    entries.append(struct.pack("<BBHBBBB", 4, 1, 0, 0, 0, 0xFF, 1))  # NMI to LINT1
+            entries.append(struct.pack("<BBHBBBB", 3, 0, 0, _ISA_BUS, line, at.IOAPIC_ID, pin))
+    for device, line in at.PCI_INTERRUPTS.items():  # INTA#, as the bus says: level, active low
+        entries.append(struct.pack("<BBHBBBB", 3, 0, 0, _PCI_BUS, device << 2, at.IOAPIC_ID, line))
+    entries.append(struct.pack("<BBHBBBB", 4, 3, 0, _ISA_BUS, 0, 0xFF, 0))  # ExtINT to LINT0
+    entries.append(struct.pack("<BBHBBBB", 4, 1, 0, _ISA_BUS, 0, 0xFF, 1))  # NMI to LINT1
     body = b"".join(entries)
     header = struct.pack(
         "<4sHBB8s12sIHHIHBB",
@@ -143,6 +147,10 @@ def _madt_body() -> bytes:
     )
 
 
+_PCI_PORTS: Final = ((0x0000, at.PCI_CONFIG_ADDRESS - 1), (at.PCI_CONFIG_DATA + 4, 0xFFFF))
+"""What the root bridge hands on, but for its own registers."""
+
+
 def _package(*elements: bytes) -> bytes:
     content = bytes((len(elements),)) + b"".join(elements)
     return b"\x12" + _package_length(content) + content
@@ -185,14 +193,29 @@ def _irq(line: int) -> bytes:
     return struct.pack("<BH", 0x22, 1 << line)
 
 
+def _range(first: int, last: int) -> tuple[int, int, int, int]:
+    """Minimum, maximum, translation and length of an address space descriptor."""
+    return first, last, 0, last - first + 1
+
+
+def _route(device: int, line: int) -> bytes:
+    """A row of _PRT (ACPI 6.4, 6.2.13): pin A of a device, hard-wired to an interrupt line."""
+    return _package(b"\x0c" + (device << 16 | 0xFFFF).to_bytes(4, "little"), b"\x00", b"\x00", bytes((0x0A, line)))
+
+
 def _dsdt_body() -> bytes:
     """\\_S5 for power-off, and \\_SB with a PCI root, the keyboard controller and COM1."""
     bus_numbers = struct.pack("<BHBBBHHHHH", 0x88, 13, 2, 0x0C, 0, 0, 0, 0xFF, 0, 0x100)
+    windows = [
+        *(struct.pack("<BHBBBHHHHH", 0x88, 13, 1, 0x0C, 3, 0, *_range(*ports)) for ports in _PCI_PORTS),
+        struct.pack("<BHBBBIIIII", 0x87, 23, 0, 0x0C, 1, 0, *_range(at.PCI_MEMORY, at.PCI_MEMORY_END)),
+    ]
     root = _device(
         b"PCI0",
         _name(b"_HID", _eisa_id("PNP", 0x0A03)),
         _name(b"_UID", b"\x00"),
-        _name(b"_CRS", _resources([bus_numbers, _io_range(at.PCI_CONFIG_ADDRESS, 8)])),
+        _name(b"_CRS", _resources([bus_numbers, _io_range(at.PCI_CONFIG_ADDRESS, 8), *windows])),
+        _name(b"_PRT", _package(*(_route(device, line) for device, line in at.PCI_INTERRUPTS.items()))),
     )
     keyboard = _device(
         b"KBD_",

@@ -1,4 +1,6 @@
-"""Multiboot 1 kernels: ELF32 or the header's own address fields (Multiboot Specification 0.6.96).
+"""Multiboot 1 kernels: ELF32, ELF64 or the header's own address fields (Multiboot Specification 0.6.96).
+
+Whatever the file, the kernel starts in 32-bit protected mode; from there one of 64 bits goes on by itself.
 
 The guest gets EAX = 0x2BADB002 and EBX = information: memory sizes and map, command line, modules, loader name.
 Not provided: video modes, ELF section table, APM and VBE.
@@ -8,9 +10,9 @@ import struct
 from typing import Final
 
 from hvemu.cpu.state import EAX, EBX, VirtualCpu
-from hvemu.loader import elf32
+from hvemu.loader import elf
 from hvemu.loader.contract import BOOT_GDT_END, BootRequest, flat_protected_mode, memory_map
-from hvemu.loader.elf32 import HINT
+from hvemu.loader.elf import HINT
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.vocabulary.errors import UserError
 from hvemu.vocabulary.machine_map import EBDA_BASE, HIGH_MEMORY
@@ -85,20 +87,23 @@ def _load_by_addresses(memory: GuestPhysicalMemory, image: bytes, header: int, n
 
 
 def _load_elf(memory: GuestPhysicalMemory, image: bytes, name: str) -> tuple[int, int]:
-    segments, entry = elf32.load_segments(image, name)
+    segments, entry = elf.load_segments(image, name, allow_64_bit=True)
     if sum(segment.memory_size for segment in segments) > memory.size:
         raise UserError(f"{name} has more to load than fits", f"Start with more than --memory {memory.size >> 20}M.")
     end = HIGH_MEMORY
     entry_physical = None
     for segment in segments:
-        data = elf32.content(segment, image, name)
+        data = elf.content(segment, image, name)
         place(memory, segment.physical, data, segment.memory_size - segment.file_size, name)
         end = max(end, segment.physical + segment.memory_size)
         if segment.virtual <= entry < segment.virtual + segment.memory_size:
             entry_physical = entry - segment.virtual + segment.physical
     # A kernel linked high states a virtual entry; GRUB enters at the physical one (xv6 states it directly).
     inside = any(segment.physical <= entry < segment.physical + segment.memory_size for segment in segments)
-    return entry if inside or entry_physical is None else entry_physical, end
+    start = entry if inside or entry_physical is None else entry_physical
+    if start >> 32:
+        raise UserError(f"{name} starts at {start:#x}", "Give it an entry below 4 GiB, where 32-bit code can begin.")
+    return start, end
 
 
 def _information(memory: GuestPhysicalMemory, request: BootRequest, end: int) -> int:

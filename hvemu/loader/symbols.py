@@ -1,6 +1,6 @@
-"""Names of places in an ELF32 kernel, for people; System V ABI, chapter 4, "Symbol Table".
+"""Names of places in an ELF kernel, for people; System V ABI, chapter 4, "Symbol Table".
 
-Like ``elf32.load_segments`` it looks at no more than it needs, and believes nothing. An image without symbols, or with
+Like ``elf.load_segments`` it looks at no more than it needs, and believes nothing. An image without symbols, or with
 absurd ones, has no names.
 """
 
@@ -8,11 +8,13 @@ import struct
 from bisect import bisect_right
 from typing import Final, NamedTuple
 
-from hvemu.loader.elf32 import ProgramHeader, load_segments
+from hvemu.loader.elf import ProgramHeader, is_64_bit, load_segments
 from hvemu.vocabulary.errors import UserError
 
 _SECTION: Final = struct.Struct("<IIIIIIIIII")
+_SECTION_64: Final = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL: Final = struct.Struct("<IIIBBH")
+_SYMBOL_64: Final = struct.Struct("<IBBHQQ")
 _SYMBOL_TABLE: Final = 2
 _NO_TYPE, _OBJECT, _FUNCTION = range(3)
 _FIRST_RESERVED_SECTION: Final = 0xFF00
@@ -63,33 +65,37 @@ class Symbols:
 
 
 def read_symbols(image: bytes) -> Symbols:
-    """The symbols of an image; none if it is no ELF32 executable, is stripped or is damaged."""
+    """The symbols of an image; none if it is no ELF executable, is stripped or is damaged."""
     try:
-        segments, _ = load_segments(image, "the image")
+        segments, _ = load_segments(image, "the image", allow_64_bit=True)
         return Symbols(_read(image, segments))
     except (UserError, struct.error):
         return Symbols([])
 
 
 def _read(image: bytes, segments: list[ProgramHeader]) -> list[Symbol]:
-    (table,) = struct.unpack_from("<I", image, 32)
-    row_size, rows = struct.unpack_from("<HH", image, 46)
-    if row_size != _SECTION.size:
+    wide = is_64_bit(image)
+    section, symbol = (_SECTION_64, _SYMBOL_64) if wide else (_SECTION, _SYMBOL)
+    (table,) = struct.unpack_from("<Q", image, 40) if wide else struct.unpack_from("<I", image, 32)
+    row_size, rows = struct.unpack_from("<HH", image, 58 if wide else 46)
+    if row_size != section.size or table > len(image):
         return []
-    sections = [_SECTION.unpack_from(image, table + row * row_size) for row in range(min(rows, _MOST_SECTIONS))]
+    sections = [section.unpack_from(image, table + row * row_size) for row in range(min(rows, _MOST_SECTIONS))]
     for _, kind, _, _, offset, size, names, _, _, entry_size in sections:
-        if kind == _SYMBOL_TABLE and entry_size == _SYMBOL.size and names < len(sections):
+        if kind == _SYMBOL_TABLE and entry_size == symbol.size and names < len(sections):
             texts = image[sections[names][4] :][: sections[names][5]]
             count = min(size // entry_size, _MOST_SYMBOLS)
             data = image[offset : offset + count * entry_size]
             whole = data[: len(data) // entry_size * entry_size]
-            found = (_symbol(row, texts, segments) for row in _SYMBOL.iter_unpack(whole))
-            return [symbol for symbol in found if symbol is not None]
+            order = (0, 4, 5, 1, 2, 3) if wide else range(6)
+            rows_of_32 = (tuple(row[index] for index in order) for row in symbol.iter_unpack(whole))
+            found = (_symbol(row, texts, segments) for row in rows_of_32)
+            return [one for one in found if one is not None]
     return []
 
 
 def _symbol(row: tuple[int, ...], texts: bytes, segments: list[ProgramHeader]) -> Symbol | None:
-    """One row of the table, if it names a place."""
+    """One row of the table, in the order of ELF32, if it names a place."""
     at, value, size, information, _, section = row
     end = texts.find(b"\0", at, at + _LONGEST_NAME)
     if information & 0xF not in (_NO_TYPE, _OBJECT, _FUNCTION) or not 0 < section < _FIRST_RESERVED_SECTION:

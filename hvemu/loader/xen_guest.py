@@ -8,7 +8,7 @@ import struct
 from typing import Final, NamedTuple
 
 from hvemu.cpu.state import CS, ESI, ESP, Segment, VirtualCpu
-from hvemu.loader import elf32
+from hvemu.loader import elf
 from hvemu.loader.contract import BootRequest
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.vocabulary import xen
@@ -51,8 +51,8 @@ class Layout(NamedTuple):
 def read_notes(image: bytes, name: str) -> XenNotes | None:
     """The notes of an ELF file, or None if it is no paravirtual kernel; raises UserError for a 64-bit or broken one."""
     found: dict[int, bytes] = {}
-    for segment in elf32.program_headers(image, name)[0]:
-        if segment.kind != elf32.NOTE:
+    for segment in elf.program_headers(image, name)[0]:
+        if segment.kind != elf.NOTE:
             continue
         at, end = segment.offset, min(segment.offset + segment.file_size, len(image))
         while at + 12 <= end:
@@ -174,7 +174,7 @@ class DomainBuilder:
 
     def _place_kernel(self) -> int:
         end, name = 0, self._request.image_name
-        for segment in elf32.load_segments(self._request.image, name)[0]:
+        for segment in elf.load_segments(self._request.image, name)[0]:
             address = segment.physical
             if address >= self._notes.offset:
                 address -= self._notes.offset
@@ -182,7 +182,7 @@ class DomainBuilder:
                 raise UserError(
                     f"{name} wants memory up to {address + segment.memory_size:#x}", "Start with more --memory."
                 )
-            data = elf32.content(segment, self._request.image, name)
+            data = elf.content(segment, self._request.image, name)
             end = max(end, self._place(address, data), address + segment.memory_size)
         return (end + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
 

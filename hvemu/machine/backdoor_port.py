@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import ClassVar
 
-from hvemu.devices.contract import Device, DeviceState
+from hvemu.devices.saved import SavedDevice
 
 
-class BackdoorPort(Device):
+class BackdoorPort(SavedDevice):
     """Reads of 32 bits ask ``on_call`` for their value; others float, and writes go nowhere."""
 
     name: ClassVar[str] = "vmware-backdoor"
@@ -15,21 +15,12 @@ class BackdoorPort(Device):
     def __init__(self, *, on_call: Callable[[], int]) -> None:
         self._on_call = on_call
 
+    def reset(self) -> None:
+        """It has no state."""
+
     def read(self, offset: int, size: int) -> int:
         """A call, where it is the whole register."""
         return self._on_call() if size == 4 and offset == 0 else (1 << (8 * size)) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Nobody listens."""
-
-    def reset(self) -> None:
-        """Nothing to reset."""
-
-    def state(self) -> DeviceState:
-        """No state."""
-        return DeviceState(self.name, self.version, {})
-
-    def from_state(self, state: DeviceState) -> None:
-        """Accept only our own empty state."""
-        if state.device != self.name:
-            raise ValueError(f"state of {state.device}, not of {self.name}")

@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from typing import ClassVar
 
-from hvemu.devices.contract import Device, DeviceState
+from hvemu.devices.saved import SavedDevice
 
 
-class BiosCallPort(Device):
+class BiosCallPort(SavedDevice):
     """Writes call ``on_call``; reads float."""
 
     name: ClassVar[str] = "bios-call"
 
     def __init__(self, *, on_call: Callable[[], None]) -> None:
         self._on_call = on_call
+
+    def reset(self) -> None:
+        """It has no state."""
 
     def read(self, offset: int, size: int) -> int:
         """Nothing drives the bus."""
@@ -21,15 +24,3 @@ class BiosCallPort(Device):
     def write(self, offset: int, size: int, value: int) -> None:
         """A stub in the BIOS segment asks for its service."""
         self._on_call()
-
-    def reset(self) -> None:
-        """Nothing to reset."""
-
-    def state(self) -> DeviceState:
-        """No state."""
-        return DeviceState(self.name, self.version, {})
-
-    def from_state(self, state: DeviceState) -> None:
-        """Accept only our own empty state."""
-        if state.device != self.name:
-            raise ValueError(f"state of {state.device}, not of {self.name}")

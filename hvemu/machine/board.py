@@ -3,13 +3,13 @@
 Called by the builder. Addresses and lines come from the machine map; chips get their five ports and nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hvemu.devices.acpi_pm import AcpiPm
 from hvemu.devices.bus import Bus
 from hvemu.devices.cmos_rtc import CmosRtc
-from hvemu.devices.contract import CharacterBackend, Device, NoBackend, Watcher
+from hvemu.devices.contract import CharacterBackend, Device, GuestMemory, NoBackend, Watcher
 from hvemu.devices.debug_ports import DebugConsole, DebugExit, PostPort, ResetControl, SystemControlPortA
 from hvemu.devices.eoi_flag import EoiFlag
 from hvemu.devices.fw_cfg import FwCfg, standard_entries
@@ -26,7 +26,9 @@ from hvemu.machine.backdoor_port import BackdoorPort
 from hvemu.machine.bios_port import BiosCallPort
 from hvemu.machine.clock import VirtualClock
 from hvemu.machine.configuration import MachineConfiguration
+from hvemu.machine.drives import AttachedDrive
 from hvemu.machine.interrupts import CallLine, FanOut, InterruptPin, NmiPin
+from hvemu.machine.storage import Storage
 from hvemu.vocabulary import machine_map as at
 from hvemu.vocabulary.addresses import Gsi, Port
 from hvemu.vocabulary.vmware import BACKDOOR_PORT
@@ -54,6 +56,8 @@ class Board:
         ports: Bus,
         mmio: Bus,
         backends: Backends,
+        drives: Sequence[AttachedDrive],
+        memory: GuestMemory,
         *,
         watcher: Watcher,
         power_off: Callable[[], None],
@@ -102,11 +106,14 @@ class Board:
         self.pci.add(0, 0, HostBridge())
         self.pci.add(1, 0, IsaBridge())
         self.pci.add(1, 3, PowerManagement(pm_base=Port(at.ACPI_PM_BASE), interrupt_line=at.IRQ_ACPI))
+        self.pci.connect(ports, mmio)
+        self.storage = Storage(drives, clock=clock, memory=memory, line=self._line, pci=self.pci, watcher=watcher)
         self.firmware_configuration = FwCfg(
             entries=standard_entries(memory_size=configuration.memory, command_line=configuration.append)
         )
         system_control_a = SystemControlPortA(on_reset=self.request_reset, a20=lambda enabled: None)
 
+        self._quiesce_others: Callable[[], None] = lambda: None
         self.acknowledge: Callable[[], int] = self.lapic.acknowledge
         """Answers the CPU that takes an interrupt: the vector."""
         self.console_input: Callable[[bytes], object] = self.serial.receive
@@ -136,6 +143,7 @@ class Board:
             (mmio, at.IOAPIC_BASE, at.IOAPIC_SIZE, self.ioapic),
             (mmio, at.LAPIC_BASE, at.LAPIC_SIZE, self.lapic),
         ]
+        self._windows += [(ports, base, length, device) for base, length, device in self.storage.windows]
         if backdoor is not None:
             self._windows.append((ports, BACKDOOR_PORT, 4, BackdoorPort(on_call=backdoor)))
         for bus, base, length, device in self._windows:
@@ -143,11 +151,12 @@ class Board:
         self._configuration = configuration
         self.power_on()
 
-    def use_events(self, console_input: Callable[[bytes], object]) -> None:
+    def use_events(self, console_input: Callable[[bytes], object], quiesce: Callable[[], None]) -> None:
         """The CPU's pin and the console are those of a paravirtual guest, which knows nothing of the chips."""
         self.interrupt = InterruptPin()
         self.acknowledge = lambda: 0
         self.console_input = console_input
+        self._quiesce_others = quiesce
 
     def _line(self, number: int) -> FanOut:
         """One ISA interrupt line; the timer's is on pin 2 of the I/O APIC."""
@@ -163,20 +172,34 @@ class Board:
         self._attend()
 
     def devices(self) -> dict[str, Device]:
-        """Every chip with a register window, by the name of its window."""
-        return {f"{bus.space}:{base:#x}": device for bus, base, _, device in self._windows}
+        """Every chip with a register window, by the name of its window or of its place on the PCI bus."""
+        chips = {f"{bus.space}:{base:#x}": device for bus, base, _, device in self._windows}
+        for (device, function), found in self.pci.functions.items():
+            place = f"pci:00:{device:02x}.{function}"
+            chips[place] = found
+            chips |= {f"{place}/{number}": behind for number, behind in found.behind().items()}
+        return chips
+
+    def quiesce(self) -> None:
+        """Complete what is in flight."""
+        for device in self.devices().values():
+            device.quiesce()
+        self._quiesce_others()
 
     def power_on(self) -> None:
         """Reset every chip, then leave them as firmware leaves them."""
         for _, _, _, device in self._windows:
             device.reset()
+        self.storage.power_on()
+        self.pci.assign(at.PCI_PORTS, at.PCI_MEMORY, at.PCI_INTERRUPTS)
         self.nmi.pending = False
         for offset, master, slave in ((0, 0x11, 0x11), (1, 0x08, 0x70), (1, 0x04, 0x02), (1, 0x01, 0x01)):
             self.pic.master.write(offset, 1, master)
             self.pic.slave.write(offset, 1, slave)
         self.pic.master.write(1, 1, 0b1011_1000)  # timer, keyboard, cascade and COM1's neighbours stay masked
         self.pic.slave.write(1, 1, 0b1000_1111)
-        self.pic.elcr.write(1, 1, 1 << (at.IRQ_ACPI - 8))
+        level = (at.IRQ_ACPI, *at.PCI_INTERRUPTS.values())
+        self.pic.elcr.write(1, 1, sum(1 << line - 8 for line in level))
         self.pit.write(3, 1, 0b0011_0110)  # channel 0, mode 3
         self.pit.write(0, 1, 0)
         self.pit.write(0, 1, 0)

@@ -17,11 +17,14 @@ from hvemu.engine.cpuid_leaves import read_cpuid_leaves
 from hvemu.engine.vcpu import Vcpu
 from hvemu.loader import firmware, select
 from hvemu.loader.bios import Bios
-from hvemu.loader.contract import BootRequest, read_file
+from hvemu.loader.contract import BootDevice, BootRequest, read_file
+from hvemu.loader.el_torito import is_cdrom
 from hvemu.loader.xen_guest import LONGEST_COMMAND_LINE
 from hvemu.machine.board import NOWHERE, Backends, Board
 from hvemu.machine.clock import NANOSECONDS_PER_BYTE, HostClock, VirtualClock
-from hvemu.machine.configuration import MachineConfiguration
+from hvemu.machine.configuration import MMUS, MODES, MachineConfiguration
+from hvemu.machine.drives import Drive, Media, boot_devices, check_drives, own_adapter
+from hvemu.machine.interrupts import LocalApicPriority
 from hvemu.machine.machine import Machine
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.machine_memory import MachineMemory
@@ -32,6 +35,8 @@ from hvemu.modes.handing_over import HandingOver
 from hvemu.modes.native import NativeMode
 from hvemu.modes.paravirtual import ParavirtualMode
 from hvemu.modes.stretches import Services
+from hvemu.modes.svm import SvmMode
+from hvemu.modes.svm_shadow import SvmShadowMode
 from hvemu.modes.trap import TrapMode
 from hvemu.paravirtual.domain import DomainServices
 from hvemu.paravirtual.hyperv import HyperV
@@ -44,9 +49,15 @@ from hvemu.vocabulary.addresses import PAGE_SHIFT
 from hvemu.vocabulary.errors import ExitStatus, UserError
 from hvemu.vocabulary.exits import ExitKind, Io, Mmio
 from hvemu.vocabulary.outcomes import POWERED_OFF, RETIRED, Outcome, Retire, Stop
+from hvemu.vocabulary.paging import EFER_LME
+from hvemu.vocabulary.svm import exit_code
 
 VMM_MEMORY: Final = 16 << 20
-"""Machine memory below the guest's, for the hypervisor's own pages."""
+"""Machine memory below the guest's, for the own pages of each technique that has any."""
+_WITH_PAGES: Final = ("shadow", "nested", "nested-2", "svm/shadow")
+"""Those for a guest that takes the machine for a PC; they keep their pages while another one runs."""
+FULL_MODES: Final = ("native", "bt", "svm")
+"""Modes that any 32-bit guest can be switched to."""
 _SHADOW: Final = {
     "cached": ShadowPolicy(),
     "flush": ShadowPolicy(keep=False),
@@ -66,19 +77,45 @@ def _bt(services: Services, configuration: MachineConfiguration) -> HandingOver:
     return HandingOver(BinaryTranslation(services, _SHADOW[configuration.shadow]), start)
 
 
+def _svm(services: Services, configuration: MachineConfiguration) -> SvmMode:
+    intercepts = frozenset(exit_code(name) for name in configuration.intercept)
+    if configuration.mmu == "shadow":
+        return SvmShadowMode(services, intercepts, _SHADOW[configuration.shadow])
+    return SvmMode(services, intercepts, levels=2 if configuration.mmu == "nested-2" else 4)
+
+
+def _frames_of(configuration: MachineConfiguration) -> range:
+    """The machine frames in which a technique has its pages."""
+    name = "svm/shadow" if (configuration.mode, configuration.mmu) == ("svm", "shadow") else configuration.mmu
+    first = (_WITH_PAGES.index(name) if name in _WITH_PAGES else 0) * VMM_MEMORY >> PAGE_SHIFT
+    return range(max(first, 1), first + (VMM_MEMORY >> PAGE_SHIFT))  # nothing of ours is at 0
+
+
 _TECHNIQUES: Final[dict[str, Callable[[Services, MachineConfiguration], DirectExecution | HandingOver]]] = {
     "native": lambda services, _: NativeMode(services),
     "trap": _trap,
     "bt": _bt,
+    "svm": _svm,
 }
 """Those for guests that take the machine for a PC."""
+_FULL_MODES_HINT: Final = "Those that can be are native, bt and svm."
+_WITHOUT_LONG_MODE: Final = frozenset({"trap", "bt", "pv"})
 
 
-def read_images(configuration: MachineConfiguration) -> tuple[BootRequest, str]:
-    """Read what the configuration names and choose the loader; raises UserError."""
+def read_images(configuration: MachineConfiguration, media: Media | None = None) -> tuple[BootRequest, str]:
+    """Read what the configuration names and choose the loader; raises UserError. Disks are in ``media``."""
+    if not configuration.image and media is not None:
+        if configuration.mode == "pv":
+            raise UserError("There is nothing to boot. A paravirtual guest is not booted from a disk", "Give an IMAGE.")
+        return BootRequest(b"", "", devices=boot_devices(media.drives)), "disk"
     image = read_file(configuration.image, "image")
     name = Path(configuration.image).name
     loader = configuration.loader if configuration.loader != "auto" else select.detect(image, name)
+    devices: tuple[BootDevice, ...] = ()
+    if loader == "disk" and media is not None:
+        drive = Drive(configuration.image, own_adapter(configuration.mode), cdrom=is_cdrom(image))
+        own = media.attach_memory(image, drive, first=True)
+        devices = tuple(each for each in boot_devices(media.drives) if each.medium is own.medium)
     modules = []
     for text in configuration.modules:
         path = text.split(maxsplit=1)[0] if text.strip() else text
@@ -90,13 +127,18 @@ def read_images(configuration: MachineConfiguration) -> tuple[BootRequest, str]:
         initrd=read_file(configuration.initrd, "initrd") if configuration.initrd else b"",
         modules=tuple(modules),
         load_address=configuration.load_address,
+        devices=devices,
     )
     return request, loader
 
 
 def _check_technique(configuration: MachineConfiguration, loader: str, request: BootRequest) -> None:
-    """Mode ``pv`` and paravirtual kernels belong together; raises UserError."""
+    """64-bit kernels need long mode; mode ``pv`` and paravirtual kernels belong together; raises UserError."""
     name, told = request.image_name, configuration.loader != "auto"
+    if configuration.mode in _WITHOUT_LONG_MODE and select.is_64_bit(request.image):
+        raise UserError(
+            f"{name} is a 64-bit kernel, which mode {configuration.mode} cannot run", "Use --mode native or svm."
+        )
     if loader == "xen" and configuration.mode != "pv":
         hint = "Leave --loader out, or use --mode pv." if told else "Use --mode pv."
         raise UserError(f"{name} is {'to be loaded as ' if told else ''}a paravirtual kernel", hint)
@@ -104,7 +146,9 @@ def _check_technique(configuration: MachineConfiguration, loader: str, request: 
         return
     if loader != "xen":
         what = f"--loader {loader} is not for paravirtual kernels" if told else f"{name} is not a paravirtual kernel"
-        raise UserError(f"Mode pv cannot run it: {what}", "Leave --loader out." if told else "Use --mode native or bt.")
+        raise UserError(
+            f"Mode pv cannot run it: {what}", "Leave --loader out." if told else "Use --mode native, bt or svm."
+        )
     if configuration.modules:
         raise UserError("A paravirtual kernel has no modules", "Give it one file with --initrd.")
     if len(configuration.append.encode()) > LONGEST_COMMAND_LINE:
@@ -115,18 +159,55 @@ def _check_technique(configuration: MachineConfiguration, loader: str, request: 
         raise UserError("Mode pv needs a CPU with PAE", "Leave -pae out of --cpu.")
 
 
+def _switched(configuration: MachineConfiguration, mode: str, mmu: str) -> MachineConfiguration:
+    """The configuration with another technique; raises UserError where there is no way from the one to the other."""
+    if mode not in MODES:
+        raise UserError(f"There is no mode '{mode}'", _FULL_MODES_HINT)
+    for name in (configuration.mode, mode):
+        if name not in FULL_MODES:
+            raise UserError(f"A running guest cannot be switched between '{name}' and others", _FULL_MODES_HINT)
+    kept = "shadow" in (mmu or MMUS[mode][0])
+    return replace(
+        configuration,
+        mode=mode,
+        mmu=mmu,
+        shadow=configuration.shadow if kept else "cached",
+        intercept=configuration.intercept if mode == "svm" else (),
+    )
+
+
+def _check_guest(cpu: VirtualCpu, wanted: MachineConfiguration) -> None:
+    """64-bit code has to stay where it can run; raises UserError."""
+    if cpu.efer & EFER_LME and "shadow" in wanted.mmu:
+        raise UserError("The guest is in long mode, for which there are no shadow page tables", "Use native or svm.")
+
+
 def build(
     configuration: MachineConfiguration, *, backends: Backends = NOWHERE, tracer: Tracer | None = None
 ) -> Machine:
     """A machine at its first instruction. Raises UserError when the image or the configuration is impossible."""
-    request, loader = read_images(configuration)
+    media = Media()
+    try:
+        for drive in check_drives(configuration.disks, configuration.mode):
+            media.attach(drive, parents_in=configuration.parents_in)
+        if configuration.scratch_disk:
+            media.attach_memory(bytes(configuration.scratch_disk), Drive("", own_adapter(configuration.mode)))
+        return _build(configuration, media, backends, tracer)
+    except BaseException:
+        media.close()
+        raise
+
+
+def _build(configuration: MachineConfiguration, media: Media, backends: Backends, tracer: Tracer | None) -> Machine:
+    request, loader = read_images(configuration, media)
     _check_technique(configuration, loader, request)
     tracer = tracer or Tracer()
     ledger = Ledger()
 
     # The physical machine: memory and CPU. A paravirtual guest knows machine addresses, all others their own.
     paravirtual = configuration.mode == "pv"
-    memory = GuestPhysicalMemory(MachineMemory(VMM_MEMORY + configuration.memory), 0 if paravirtual else VMM_MEMORY)
+    own = VMM_MEMORY if paravirtual else VMM_MEMORY * len(_WITH_PAGES)
+    memory = GuestPhysicalMemory(MachineMemory(own + configuration.memory), 0 if paravirtual else own)
     vcpu = Vcpu(configuration.cpu)
     shown = configuration.hypervisor_leaves
     cpuid = CpuId(
@@ -146,6 +227,7 @@ def build(
     msrs = ModelSpecificRegisters(
         clock.now,
         no_execute=cpuid.has("nx"),
+        long_mode=cpuid.has("lm"),
         apic_enable=lambda enabled: board.lapic.set_enabled_globally(enabled),
         synthetic=interface,
     )
@@ -185,6 +267,8 @@ def build(
         ports,
         mmio,
         backends,
+        media.drives,
+        memory,
         watcher=watch,
         power_off=lambda: mode.stop_soon(POWERED_OFF),
         debug_exit=debug_exit,
@@ -220,7 +304,7 @@ def build(
 
     # The technique
     if paravirtual:
-        board.use_events(lambda data: domain_mode.domain.receive(data))
+        board.use_events(lambda data: domain_mode.domain.receive(data), quiesce=lambda: domain_mode.domain.quiesce())
     services = Services(
         vcpu,
         memory,
@@ -234,8 +318,13 @@ def build(
         tsc_scale=NANOSECONDS_PER_BYTE,
         host_time=clock.host_position if isinstance(clock, HostClock) else None,
         hypercall=interface.call if interface else None,
+        task_priority=LocalApicPriority(board.lapic),
     )
     mode: DirectExecution | HandingOver
+
+    def start(given: Services, wanted: MachineConfiguration) -> DirectExecution | HandingOver:
+        return _TECHNIQUES[wanted.mode](replace(given, frames=_frames_of(wanted)), wanted)
+
     if paravirtual:
         frames = range(VMM_MEMORY >> PAGE_SHIFT, memory.size >> PAGE_SHIFT)
         host = DomainServices(
@@ -246,16 +335,20 @@ def build(
             configuration.rtc,
             power_off=lambda: mode.stop_soon(POWERED_OFF),
             reboot=board.request_reset,
+            drives=board.storage.buses.get("pv"),
         )
         mode = domain_mode = ParavirtualMode(services, host, frames)
     else:
-        mode = _TECHNIQUES[configuration.mode](services, configuration)
-    clock.position = mode.position
-    clock.shorten = mode.shorten
-    board.interrupt.attend = mode.attend
-    board.nmi.attend = lambda: mode.attend(urgent=True)
-    disk = bytearray(request.image) if loader == "disk" else None
-    bios = Bios(memory, vcpu, ports.read, ports.write, disk)
+        mode = start(services, configuration)
+
+    def attach() -> None:
+        clock.position = mode.position
+        clock.shorten = mode.shorten
+        board.interrupt.attend = mode.attend
+        board.nmi.attend = lambda: mode.attend(urgent=True)
+
+    attach()
+    bios = Bios(memory, vcpu, ports.read, ports.write, board.storage.disks, board.storage.cdroms)
 
     def boot_pc() -> VirtualCpu:
         memory.clear()
@@ -272,6 +365,27 @@ def build(
         cpu.msrs = msrs.reset_values()
         mode.enter(cpu)
 
+    known = {(configuration.mode, configuration.mmu): mode}
+
+    def switch_mode(name: str, mmu: str) -> None:
+        nonlocal mode
+        if "/" in name and not mmu:
+            name, _, mmu = name.partition("/")
+        wanted = _switched(machine.configuration, name, mmu)
+        cpu = mode.leave()
+        _check_guest(cpu, wanted)
+        key = wanted.mode, wanted.mmu
+        if key not in known:
+            known[key] = start(replace(services, vcpu=Vcpu(configuration.cpu)), wanted)
+        before, mode = mode, known[key]
+        mode.connect()
+        mode.enter(cpu)
+        if mode is not before:
+            mode.take_over_from(before.current if isinstance(before, HandingOver) else before)
+            mode.warn, mode.breakpoints = before.warn, before.breakpoints
+        attach()
+        machine.mode, machine.configuration = mode, wanted
+
     machine = Machine(
         configuration=replace(configuration, loader=loader),
         memory=memory,
@@ -283,7 +397,10 @@ def build(
         cpuid=cpuid,
         ledger=ledger,
         tracer=tracer,
+        media=media,
+        is_64_bit_kernel=select.is_64_bit(request.image),
         reset=power_on,
+        switch=switch_mode,
         balloon=domain_mode.domain if paravirtual else None,
         channels=domain_mode.domain.events.lines if paravirtual else None,
     )

@@ -10,23 +10,32 @@ from typing import Any, Final
 
 from hvemu.cpu.cpuid import FEATURE_BITS
 from hvemu.cpu.hypervisor_leaves import HYPERVISOR_LEAVES
+from hvemu.machine.drives import check_drives
 from hvemu.vocabulary.errors import UserError
+from hvemu.vocabulary.svm import EXIT_NESTED_PAGE_FAULT, exit_code
 
 VERSION: Final = 1
 MINIMUM_MEMORY: Final = 1 << 20
 MAXIMUM_MEMORY: Final = 3 << 30
+MAXIMUM_SCRATCH_DISK: Final = 1 << 30
 DEFAULT_RTC: Final = 946_684_800
 """2000-01-01 00:00:00 UTC, so that a run without ``--rtc`` is the same every day."""
 _DEFAULT_LOAD_ADDRESS: Final = 0x10_0000
-PC_MODES: Final = ("native", "trap", "bt")
+PC_MODES: Final = ("native", "trap", "bt", "svm")
 """Techniques for guests that take the machine for a PC."""
 MODES: Final = (*PC_MODES, "pv")
+MMUS: Final = {
+    "native": ("none",), "trap": ("shadow",), "bt": ("shadow",), "svm": ("nested", "nested-2", "shadow"),
+    "pv": ("direct",),
+}  # fmt: skip
+"""Paging techniques that a mode can use, its own choice first; ``nested-2`` has tables of two levels."""
 SHADOWS: Final = ("cached", "flush", "trace", "simple")
 """Variants of shadow paging: with all refinements, flushed on every CR3 load, tracing every write, or both."""
 CPU_MODELS: Final = (
     "conroe", "penryn", "nehalem", "westmere", "sandybridge", "core2duo", "pentium3",
     "opteron-g1", "opteron-g2", "opteron-g3", "phenom", "epyc", "qemu32",
 )  # fmt: skip
+SVM_CPU_MODELS: Final = ("opteron-g3", "opteron-g2", "phenom", "epyc")
 LOADERS: Final = ("auto", "multiboot", "bzimage", "disk", "flat", "xen")
 _LONGEST_FILE: Final = 1 << 20
 
@@ -35,16 +44,28 @@ _LONGEST_FILE: Final = 1 << 20
 class MachineConfiguration:
     """A machine before power-on. Sizes are bytes; ``rtc`` is seconds since 1970 UTC."""
 
-    image: str
+    image: str = ""
+    """What is booted; unless given, the boot sector of the first disk."""
+    disks: tuple[str, ...] = ()
+    """Drives, each as FILE[,adapter=NAME][,read-only][,nonpersistent][,cdrom]."""
+    parents_in: tuple[str, ...] = ()
+    """Folders in which images that ``disks`` build on may lie, besides their own."""
+    scratch_disk: int = 0
+    """Bytes of a disk of zeros in memory, behind ``disks``, that is forgotten at the end; 0 is none."""
     name: str = "guest"
     identifier: str = ""
     mode: str = "native"
+    mmu: str = ""
+    """Paging technique; unless given, the mode's own choice."""
+    intercept: tuple[str, ...] = ()
+    """What is to exit besides what has to, in mode ``svm``; by the names of exits."""
     shadow: str = "cached"
     """Variant of shadow paging, for modes that use it."""
     audit: bool = False
     """Whether mode ``trap`` looks out for sensitive instructions whose result is wrong; slow."""
     memory: int = 64 << 20
-    cpu: str = "penryn"
+    cpu: str = ""
+    """CPU model; unless given, one with AMD-V in mode ``svm`` and ``penryn`` in the others."""
     cpu_without: tuple[str, ...] = ()
     hypervisor_leaves: str = ""
     """Whose leaves CPUID has from 0x40000000 on; unless given, Xen's in mode ``pv`` and none in the others, which show
@@ -75,10 +96,25 @@ class MachineConfiguration:
         except ValueError:
             raise UserError(f"The identifier '{self.identifier}' is not a UUID", "Leave it out to get one.") from None
         _choice("mode", self.mode, MODES)
+        check_drives(self.disks, self.mode)
+        if not 0 <= self.scratch_disk <= MAXIMUM_SCRATCH_DISK:
+            hint = f"Choose 0 to {MAXIMUM_SCRATCH_DISK}."
+            raise UserError(f"A scratch disk of {self.scratch_disk} bytes is not possible", hint)
         _choice("shadow variant", self.shadow, SHADOWS)
-        if self.shadow != SHADOWS[0] and self.mode in ("native", "pv"):
-            hint = f"Use --shadow {self.shadow} with --mode trap or --mode bt."
+        if not self.mmu:
+            object.__setattr__(self, "mmu", MMUS[self.mode][0])
+        if self.mmu not in MMUS[self.mode]:
+            raise UserError(f"Mode {self.mode} has no paging technique '{self.mmu}'", _alternatives(MMUS[self.mode]))
+        if self.shadow != SHADOWS[0] and self.mmu != "shadow":
+            hint = f"Use --shadow {self.shadow} with --mode trap, --mode bt, or --mode svm --mmu shadow."
             raise UserError(f"Mode {self.mode} has no shadow page tables", hint)
+        for name in self.intercept:
+            if exit_code(name) == EXIT_NESTED_PAGE_FAULT:
+                raise UserError("Nested page faults exit unasked", "Leave npf out of --intercept.")
+        if self.intercept and self.mode != "svm":
+            raise UserError(f"Mode {self.mode} has no intercepts to choose", "Use --intercept with --mode svm.")
+        if not self.cpu:
+            object.__setattr__(self, "cpu", "opteron-g3" if self.mode == "svm" else "penryn")
         if self.audit and self.mode != "trap":
             raise UserError(f"Mode {self.mode} does not look for lies of the kernel's", "Use --audit with --mode trap.")
         if not self.hypervisor_leaves:
@@ -88,6 +124,9 @@ class MachineConfiguration:
             hint = "Use --hypervisor-leaves xen or none with --mode pv."
             raise UserError(f"Mode pv cannot show the leaves of {self.hypervisor_leaves}: its interface is Xen's", hint)
         _choice("cpu", self.cpu, CPU_MODELS)
+        if self.mode == "svm" and self.cpu not in SVM_CPU_MODELS:
+            hint = f"Use one of {', '.join(SVM_CPU_MODELS)}, as in --cpu {SVM_CPU_MODELS[0]}."
+            raise UserError(f"Mode svm needs a CPU with AMD-V, and {self.cpu} has none", hint)
         _choice("clock", self.clock, ("virtual", "host"))
         _choice("display", self.display, ("none", "text"))
         _choice("loader", self.loader, LOADERS)
@@ -107,6 +146,10 @@ class MachineConfiguration:
             raise UserError(f"Load address {self.load_address:#x} is outside memory", "Choose one below --memory.")
         if len(self.append.encode()) > 4000:
             raise UserError("The kernel command line is longer than 4000 bytes", "Shorten --append.")
+
+
+def _alternatives(names: tuple[str, ...]) -> str:
+    return f"It has {' and '.join(names)}." if names != ("none",) else "Leave out --mmu."
 
 
 def from_toml(text: str, **overrides: Any) -> MachineConfiguration:
@@ -132,7 +175,7 @@ def from_toml(text: str, **overrides: Any) -> MachineConfiguration:
         elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
             raise UserError(f"'{key}' has more than 64 bits", "See hvemu run --help.")
     merged = {**values, **overrides}
-    if "image" not in merged:
+    if "image" not in merged and not merged.get("disks"):
         raise UserError("The configuration names no image", "Add a line like: image = 'kernel.elf'.")
     return MachineConfiguration(**merged)
 

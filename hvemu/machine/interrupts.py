@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from hvemu.devices.contract import IrqLine
+from hvemu.devices.lapic import LocalApic
 
 
 class InterruptPin:
@@ -55,3 +56,18 @@ class CallLine:
     def set_level(self, asserted: bool) -> None:
         """Tell the function."""
         self._call(asserted)
+
+
+class LocalApicPriority:
+    """CR8 of a CPU with a local APIC: the upper four bits of its task priority (SDM vol. 3A, 10.8.6.1)."""
+
+    def __init__(self, lapic: LocalApic) -> None:
+        self._lapic = lapic
+
+    def read_priority(self) -> int:
+        """MOV from CR8."""
+        return self._lapic.task_priority >> 4
+
+    def write_priority(self, value: int) -> None:
+        """MOV to CR8, which clears the lower four."""
+        self._lapic.task_priority = value << 4

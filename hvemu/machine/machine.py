@@ -10,11 +10,12 @@ from typing import Any, Final, Protocol
 
 from hvemu.cpu.cpuid import CpuId
 from hvemu.cpu.decoder import MAXIMUM_LENGTH, describe
-from hvemu.cpu.state import ATTRIBUTE_BIG, CS, GPR_NAMES, VirtualCpu
+from hvemu.cpu.state import GPR_NAMES, LONG_GPR_NAMES, VirtualCpu
 from hvemu.devices.bus import Bus
 from hvemu.machine.board import Board
 from hvemu.machine.clock import FAR_AWAY, NANOSECONDS_PER_BYTE, VirtualClock
 from hvemu.machine.configuration import MachineConfiguration
+from hvemu.machine.drives import Media
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.walk import walk
 from hvemu.modes.contract import ExecutionMode
@@ -22,8 +23,9 @@ from hvemu.trace.events import Ended, InputArrived
 from hvemu.trace.ledger import Ledger
 from hvemu.trace.tracer import Tracer
 from hvemu.vocabulary.addresses import Position
-from hvemu.vocabulary.errors import ExitStatus
+from hvemu.vocabulary.errors import ExitStatus, UserError
 from hvemu.vocabulary.outcomes import Halt, Stop
+from hvemu.vocabulary.paging import EFER_LMA, LINEAR_MASK
 
 _IDLE_LIMIT: Final = 3_600_000_000_000 // NANOSECONDS_PER_BYTE
 """A guest that sleeps for an hour of virtual time without one interrupt sleeps for ever."""
@@ -53,6 +55,10 @@ Idle = Callable[[float], bool]
 """Wait up to so many host seconds for input; returns whether some may still come."""
 
 
+def _pointer_name(cpu: VirtualCpu) -> str:
+    return "RIP" if cpu.is_64_bit() else "EIP"
+
+
 @dataclass
 class Machine:
     """One virtual machine. ``run`` may be called again after it returned at a limit."""
@@ -67,7 +73,12 @@ class Machine:
     cpuid: CpuId
     ledger: Ledger
     tracer: Tracer
+    media: Media
+    """The open images of its disks."""
+    is_64_bit_kernel: bool
+    """Whether its image is for long mode, although it starts in 32-bit code."""
     reset: Callable[[], None]
+    switch: Callable[[str, str], None]
     balloon: Balloon | None = None
     """Takes and returns memory of the guest, if the guest can do that."""
     channels: Callable[[], list[str]] | None = None
@@ -78,6 +89,8 @@ class Machine:
     poll: Callable[[], None] | None = None
     """Called now and then with the guest at a boundary; feeds input."""
     wall_seconds: float = 0.0
+    slept: int = 0
+    """How much of the position passed after HLT, without a guest instruction."""
     _idle_since: int = 0
     _pausing: bool = False
     _stretch: int = 1_000_000
@@ -134,7 +147,10 @@ class Machine:
         if self.board.reset_requested and self.stop is None:
             self.board.reset_requested = False
             if self.configuration.reboot:
-                self.reset()
+                try:
+                    self.reset()
+                except UserError as error:  # it has overwritten what it was booted from
+                    self.stop = Stop(ExitStatus.HALTED, f"after its reset there is nothing to boot: {error}")
             else:
                 self.stop = Stop(ExitStatus.POWER_OFF, "the guest reset the machine")
 
@@ -161,29 +177,46 @@ class Machine:
                 self.stop = Stop(ExitStatus.HALTED, self._halted_sentence())
                 return
             if deadline < FAR_AWAY:
-                self.mode.skip(max(0, min(deadline, until) - here))
+                ahead_of_us = max(0, min(deadline, until) - here)
+                self.mode.skip(ahead_of_us)
+                self.slept += ahead_of_us
                 self.clock.run_due()
 
     def where(self) -> str:
         """EIP and the instruction there, for a sentence."""
         cpu = self.mode.leave()
-        linear = (cpu.segments[CS].base + cpu.instruction_pointer) & 0xFFFF_FFFF
         try:
-            code = self.read_memory(linear, MAXIMUM_LENGTH)
+            code = self.read_memory(cpu.linear_ip(), MAXIMUM_LENGTH)
         except ValueError:
             code = b""
-        bits = 32 if cpu.segments[CS].attributes & ATTRIBUTE_BIG else 16
-        what = describe(code, bits, cpu.instruction_pointer)
-        return f"the guest was at EIP {cpu.instruction_pointer:#010x}, instruction {what}"
+        what = describe(code, cpu.bits(), cpu.instruction_pointer)
+        return f"the guest was at {_pointer_name(cpu)} {cpu.instruction_pointer:#010x}, instruction {what}"
 
     def _halted_sentence(self) -> str:
         cpu = self.mode.leave()
         why = "with interrupts disabled" if not cpu.flags & 0x200 else "and no interrupt ever comes"
         return (
-            f"The guest ended at EIP {cpu.instruction_pointer:#010x}, after instruction 'hlt': halted for ever {why}."
+            f"The guest ended at {_pointer_name(cpu)} {cpu.instruction_pointer:#010x}, after instruction 'hlt': "
+            f"halted for ever {why}."
         )
 
+    def close(self) -> None:
+        """Finish what disks are doing, flush them, and give their images back. The machine cannot run any more.
+
+        Raises OSError when the host could not store something.
+        """
+        self.board.quiesce()
+        self.media.close()
+
     # ------------------------------------------------------------------ for people and tools
+
+    def switch_mode(self, mode: str, mmu: str = "") -> None:
+        """Have another technique run the guest from this instruction on, which the guest does not notice.
+
+        ``mode`` is one of the full modes, native, bt and svm; ``mmu`` its paging technique, its own choice unless
+        given, also as one word: ``svm/shadow``. Call it between two runs. Raises UserError where it cannot take over.
+        """
+        self.switch(mode, mmu)
 
     def step(self) -> Stop | None:
         """Execute one guest instruction, or one iteration of a repeated one."""
@@ -229,15 +262,22 @@ class Machine:
         return self.mode.leave()
 
     def register_values(self) -> dict[str, int]:
-        """The general registers, EIP and EFLAGS by name."""
+        """The general registers, EIP and EFLAGS by name; in 64-bit code RAX to R15, RIP and RFLAGS."""
         cpu = self.registers()
-        return {**dict(zip(GPR_NAMES, cpu.gprs, strict=True)), "eip": cpu.instruction_pointer, "eflags": cpu.flags}
+        if cpu.is_64_bit():
+            return {
+                **dict(zip(LONG_GPR_NAMES, cpu.gprs, strict=True)),
+                "rip": cpu.instruction_pointer,
+                "rflags": cpu.flags,
+            }
+        return {**dict(zip(GPR_NAMES, cpu.gprs, strict=False)), "eip": cpu.instruction_pointer, "eflags": cpu.flags}
 
     def read_memory(self, linear: int, length: int) -> bytes:
         """Guest memory at a linear address as the CPU would see it now; raises ValueError where nothing is mapped."""
         paging, pieces = self.registers().paging(), []
+        mask = LINEAR_MASK if paging.efer & EFER_LMA else 0xFFFF_FFFF
         while length > 0:
-            physical = walk(self.memory, paging, linear & 0xFFFF_FFFF, mark=False)
+            physical = walk(self.memory, paging, linear & mask, mark=False)
             if not isinstance(physical, int):
                 raise ValueError(f"no page is mapped at {linear:#010x}")
             chunk = min(length, 0x1000 - (linear & 0xFFF))

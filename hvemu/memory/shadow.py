@@ -143,12 +143,11 @@ class _Root:
 class _Tracked:
     """A guest frame that is a table: the leaf tables that mirror it, the roots it serves above them."""
 
-    __slots__ = ("leaves", "roots", "unsync", "writes")
+    __slots__ = ("leaves", "roots", "writes")
 
     def __init__(self) -> None:
         self.leaves: list[_Leaf] = []
         self.roots: list[_Root] = []
-        self.unsync = False
         self.writes = 0
 
 
@@ -187,7 +186,6 @@ class ShadowPaging:
         self._dirty: set[int] | None = None
         self._stale = False
         self._root = self._new_root((0, 0))
-        memory.on_watched_write = self._written_by_others
 
     # ------------------------------------------------------------------ what a mode calls
 
@@ -195,6 +193,11 @@ class ShadowPaging:
     def root(self) -> int:
         """Machine address for the physical CR3."""
         return self._root.pml4
+
+    @property
+    def pae_root(self) -> int:
+        """The same for a CPU that walks three levels: the PDPT of the lowest 512 GiB."""
+        return self._root.pdpt
 
     def load(self, registers: PagingRegisters, *, flush: bool = True) -> None:
         """CR0, CR3, CR4 or EFER changed, or CR3 was loaded again, which flushes what a TLB would forget."""
@@ -279,7 +282,7 @@ class ShadowPaging:
                 for offset in range(0, PAGE_SIZE, 8):
                     if after[offset : offset + 8] != before[offset : offset + 8]:
                         changed = [at for at in range(offset, offset + 8) if after[at] != before[at]]
-                        self._written_by_others(frame, changed[0], changed[-1] + 1 - changed[0])
+                        self.written_by_others(frame, changed[0], changed[-1] + 1 - changed[0])
         self._settle()
 
     def watch(self, frame: int, written: Callable[[int, int], None]) -> None:
@@ -512,7 +515,7 @@ class ShadowPaging:
         self.unshadow(frame)
         return True
 
-    def _written_by_others(self, frame: int, offset: int, length: int) -> None:
+    def written_by_others(self, frame: int, offset: int, length: int) -> None:
         """Somebody stored to a table without the MMU: an emulated instruction, event delivery, a device."""
         for watcher in self._watched.get(frame, ()):
             watcher(offset, length)

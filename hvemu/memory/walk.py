@@ -1,9 +1,9 @@
 """The one walker of guest page tables: linear address -> guest-physical address, or the page fault the CPU raises.
 
-2-level with PSE, and PAE, with NX, WP, accessed and dirty bits (SDM vol. 3A, chapter 4). Not here: 4-level paging,
-SMEP, SMAP and protection keys, which no CPU model of hvemu shows yet, and the low reserved bits of a page-directory
-pointer, for which a CPU refuses MOV to CR3 and the engine does not. Table pages outside RAM read as ones, as the bus
-would answer.
+2-level with PSE, PAE, and the four levels of long mode, with NX, WP, accessed and dirty bits (SDM vol. 3A, chapter 4).
+Not here: SMEP, SMAP and protection keys, which no CPU model of hvemu shows yet, and the low reserved bits of a
+page-directory pointer, for which a CPU refuses MOV to CR3 and the engine does not. Table pages outside RAM read as
+ones, as the bus would answer. Pages of 1 GiB work on every CPU model, as in the engine.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,16 @@ from hvemu.vocabulary.paging import (
     CR0_WP,
     CR4_PAE,
     CR4_PSE,
+    EFER_LMA,
     EFER_NXE,
     ERROR_FETCH,
     ERROR_PRESENT,
     ERROR_RESERVED,
     ERROR_USER,
     ERROR_WRITE,
+    PHYSICAL_BITS,
     PagingRegisters,
+    canonical,
 )
 
 PTE_PRESENT = 1 << 0
@@ -33,10 +36,14 @@ PTE_NX = 1 << 63
 _RIGHTS = PTE_WRITABLE | PTE_USER
 _PAE_RESERVED = 0x7FFF_FF00_0000_0000  # bits 52..62 and those above a 40-bit physical address
 _PAE_FRAME = 0x000F_FFFF_FFFF_F000
+_LONG_RESERVED = 0x000F_FF00_0000_0000  # bits 52 to 62 are the software's
+_LEVELS = 39, 30, 21, 12
+NOT_CANONICAL = -1
+"""In place of an error code: the address is no linear address at all, which is #GP(0) or #SS(0), and not #PF."""
 
 
 class PageFault(NamedTuple):
-    """What #PF would say: the linear address for CR2 and the error code."""
+    """What #PF would say: the linear address for CR2 and the error code, which may be NOT_CANONICAL."""
 
     address: int
     error_code: int
@@ -75,6 +82,8 @@ def walk(
     cr0 = registers.cr0
     if not cr0 & CR0_PG:
         return linear
+    if registers.efer & EFER_LMA:
+        return _walk_long(memory, registers, linear, write, user, fetch, mark, path)
     if registers.cr4 & CR4_PAE:
         return _walk_pae(memory, registers, linear, write, user, fetch, mark, path)
     pde_address = (registers.cr3 & 0xFFFFF000) + ((linear >> 20) & 0xFFC)
@@ -172,6 +181,63 @@ def _walk_pae(
         denied = no_execute and bool(deny & PTE_NX)
         path.append(Path(tables, 0 if large else pde, leaf, rights & _RIGHTS, denied, large))
     return physical
+
+
+def _walk_long(
+    memory: GuestPhysicalMemory,
+    registers: PagingRegisters,
+    linear: int,
+    write: bool,
+    user: bool,
+    fetch: bool,
+    mark: bool,
+    path: list[Path] | None,
+) -> int | PageFault:
+    """SDM vol. 3A, 4.5.4; a wild CR3 finds nothing present, as in the engine."""
+    if not canonical(linear):
+        return PageFault(linear, NOT_CANONICAL)
+    no_execute = bool(registers.efer & EFER_NXE)
+    reserved = _LONG_RESERVED if no_execute else _LONG_RESERVED | PTE_NX
+    show_fetch = fetch and no_execute
+    table, tables = registers.cr3 & ~0xFFF, []
+    if table >> PHYSICAL_BITS:
+        return PageFault(linear, _error(False, write, user, show_fetch))
+    rights, deny, directory = _RIGHTS, 0, 0
+    for shift in _LEVELS:
+        address = table + (linear >> shift - 3 & 0xFF8)
+        entry = memory.read_u64(address)
+        if not entry & PTE_PRESENT:
+            return PageFault(linear, _error(False, write, user, show_fetch))
+        large = entry & PTE_PAGE_SIZE and shift != 12
+        if entry & reserved or (large and shift == 39):
+            return PageFault(linear, _error(True, write, user, show_fetch) | ERROR_RESERVED)
+        if mark and not entry & PTE_ACCESSED and (shift == 30 or not (large or shift == 12)):
+            memory.set_bits_u32(address, PTE_ACCESSED)  # the engine marks a page of 1 GiB even if it then refuses
+        rights &= entry
+        deny |= entry
+        tables.append(address)
+        if large or shift == 12:
+            break
+        directory = entry
+        table = entry & _PAE_FRAME
+    size = 1 << shift
+    if large and entry & (size - 1) & ~0x1FFF:
+        return PageFault(linear, _error(True, write, user, show_fetch) | ERROR_RESERVED)
+    if (
+        (user and not rights & PTE_USER)
+        or (write and not rights & PTE_WRITABLE and (user or registers.cr0 & CR0_WP))
+        or (show_fetch and deny & PTE_NX)
+    ):
+        return PageFault(linear, _error(True, write, user, show_fetch))
+    if mark:
+        wanted = PTE_ACCESSED | (PTE_DIRTY if write else 0)
+        if entry & wanted != wanted:
+            memory.set_bits_u32(address, wanted)
+            entry |= wanted
+    if path is not None:
+        denied = no_execute and bool(deny & PTE_NX)
+        path.append(Path(tuple(tables), 0 if large else directory, entry, rights & _RIGHTS, denied, bool(large)))
+    return (entry & _PAE_FRAME & ~(size - 1)) | (linear & (size - 1))
 
 
 def _error(present: bool, write: bool, user: bool, fetch: bool) -> int:

@@ -78,7 +78,7 @@ class BinaryTranslation(TrapMode):
         self._reserved_frames = cache_size + 2 * LOOKUP_TABLE_SIZE >> PAGE_SHIFT
         super().__init__(services, policy)
         memory = services.memory
-        base = memory.base - cache_size
+        base = (services.own_frames().stop << PAGE_SHIFT) - cache_size
         self.cache = TranslationCache(memory.machine.view[base : base + cache_size], self._forget_cached)
         self._cache_machine = base
         tables = base - 2 * LOOKUP_TABLE_SIZE
@@ -492,6 +492,7 @@ class BinaryTranslation(TrapMode):
 
     def _on_interrupt(self, vector: int) -> None:
         if self._inside and self._abandoned is None and self.vcpu.is_software_interrupt():
+            self._settle_software_interrupt(vector)
             self._surface()
         super()._on_interrupt(vector)
         self._dive_again()
@@ -510,6 +511,14 @@ class BinaryTranslation(TrapMode):
             self.vcpu.set_eip(self.vcpu.eip() + 2)
             self._dive_again()
             self.vcpu.set_eip(self.vcpu.eip() - 2)
+
+    def _system_call(self, length: int) -> None:
+        """The engine adds the instruction's length afterwards."""
+        self._surface()
+        super()._system_call(length)
+        self.vcpu.set_eip(self.vcpu.eip() + length)
+        self._dive_again()
+        self.vcpu.set_eip(self.vcpu.eip() - length)
 
     def _settle_block(self, *, complete: bool = False) -> None:
         super()._settle_block(complete=complete)
@@ -583,7 +592,7 @@ class BinaryTranslation(TrapMode):
         unit, point = self.cache.point(offset)
         return unit, point.eip
 
-    def _step_over(self, frame: int, instruction: Detailed | None) -> None:
+    def _step_over(self, frame: int | None, instruction: Detailed | None) -> None:
         site = self._site
         if site >= 0 and not self._is_identical(*self._unit_at(site)):
             self.vcpu.forget_exception()

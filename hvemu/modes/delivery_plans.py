@@ -15,14 +15,16 @@ from hvemu.cpu.state import CS, ESP, FLAG_IF, FLAG_NT, FLAG_RF, FLAG_TF, FLAG_VM
 from hvemu.engine import layout
 from hvemu.engine.vcpu import Vcpu
 from hvemu.memory.guest_memory import GuestPhysicalMemory
+from hvemu.vocabulary.paging import EFER_LMA, LINEAR_MASK
 
 _FIRST: Final = 4 * layout.WORD_HFLAGS
 _LAST: Final = layout.BYTE_IDT + layout.SEGMENT_STRIDE
 _CODE: Final = layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * CS
 _STACK_END: Final = layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * (SS + 1)
 _MOST: Final = 4096
-_CR0, _CR3, _CR4, _EFER = layout.WORD_CR0, layout.WORD_CR3, layout.WORD_CR4, 2 * layout.QUAD_EFER
+_CR0, _CR3, _CR4, _EFER = layout.WORD_CR0, layout.QUAD_CR + 3, layout.WORD_CR4, 2 * layout.QUAD_EFER
 _FRAMES: Final = {5: struct.Struct("<5I"), 6: struct.Struct("<6I")}
+_LONG_FRAMES: Final = {5: struct.Struct("<5Q"), 6: struct.Struct("<6Q")}
 _CLEARED: Final = FLAG_TF | FLAG_NT | FLAG_RF | FLAG_VM
 
 
@@ -40,6 +42,7 @@ class _Plan(NamedTuple):
     esp: int
     eip: int
     kept: int
+    mask: int
 
 
 class DeliveryPlans:
@@ -53,12 +56,12 @@ class DeliveryPlans:
 
     def _control(self) -> tuple[int, int, int, int]:
         words = self._words
-        return words[_CR0], words[_CR3], words[_CR4], words[_EFER]
+        return words[_CR0], self._quads[_CR3], words[_CR4], words[_EFER]
 
     def deliver(self, event: Event) -> TripleFault | Unsupported | Escalated | None:
         """What ``cpu.delivery.deliver`` does, by a plan if there is one."""
         vector, error_code, software, external, address, _ = event
-        words = self._words
+        words, quads = self._words, self._quads
         if not words[layout.WORD_HFLAGS] & 3:
             return deliver(self._vcpu, self._memory, event)
         key = (vector, software, external, error_code is None)
@@ -66,15 +69,15 @@ class DeliveryPlans:
         if (
             plan is None
             or self._state[_FIRST:_LAST].tobytes() != plan.registers
-            or (words[_CR0], words[_CR3], words[_CR4], words[_EFER]) != plan.control
+            or (words[_CR0], quads[_CR3], words[_CR4], words[_EFER]) != plan.control
             or plan.read(self._ram) != plan.expected
         ):
             return self._learn(key, event)
         if address is not None:
             self._vcpu.set_cr2(address)
         flags = self._vcpu.eflags()
-        quads = self._quads
-        frame = quads[layout.QUAD_EIP], plan.cs, pushed_flags(event, flags), quads[ESP], plan.ss
+        mask = plan.mask
+        frame = quads[layout.QUAD_EIP] & mask, plan.cs, pushed_flags(event, flags), quads[ESP] & mask, plan.ss
         data = plan.frame.pack(*frame) if error_code is None else plan.frame.pack(error_code, *frame)
         self._memory.write(plan.frame_at, data)
         self._vcpu.set_eflags(flags & plan.kept)
@@ -89,12 +92,15 @@ class DeliveryPlans:
         before, control = state[_FIRST:_LAST].tobytes(), self._control()
         cs, ss = vcpu.segment(CS).selector, vcpu.segment(SS).selector
         flags = vcpu.eflags()
+        whole = not control[3] & EFER_LMA or vcpu.is_64_bit()  # compatibility mode pushes half of RSP
         witness = _Witness(self._memory)
         problem = deliver(vcpu, witness, event)
         count = 5 if event.error_code is None else 6
+        frame = (_LONG_FRAMES if control[3] & EFER_LMA else _FRAMES)[count]
         if (
             problem is None
-            and witness.frames == [4 * count]
+            and witness.frames == [frame.size]
+            and whole
             and not flags & FLAG_VM
             and len(self._plans) < _MOST
             and witness.gate_type() in (14, 15)
@@ -107,14 +113,15 @@ class DeliveryPlans:
                 itemgetter(*(address >> 2 for address in where)),
                 tuple(witness.words[address] for address in where),
                 witness.frame_at,
-                _FRAMES[count],
+                frame,
                 cs,
                 ss,
                 state[_CODE:_STACK_END].tobytes(),
                 self._words[layout.WORD_HFLAGS],
-                vcpu.gpr(ESP),
+                vcpu.long_gpr(ESP),
                 vcpu.eip(),
                 ~_CLEARED if witness.gate_type() == 15 else ~(_CLEARED | FLAG_IF),
+                LINEAR_MASK if frame in _LONG_FRAMES.values() else 0xFFFF_FFFF,
             )
         else:
             self._plans.pop(key, None)

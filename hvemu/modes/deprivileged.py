@@ -35,6 +35,7 @@ from hvemu.memory.frame_pool import FramePool
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.shadow import ShadowPaging
 from hvemu.memory.walk import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_USER, PTE_WRITABLE, walk
+from hvemu.modes.live_cpu import LegacyCpu
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
 from hvemu.vocabulary.paging import (
     CR0_EM,
@@ -262,7 +263,7 @@ class _Watcher:
         self._mirror.written(self._frame, offset, length)
 
 
-class DeprivilegedCpu:
+class DeprivilegedCpu(LegacyCpu):
     """What the guest believes; implements LiveCpu and ControlledCpu over a Vcpu in compatibility mode."""
 
     def __init__(self, vcpu: Vcpu, memory: GuestPhysicalMemory, paging: ShadowPaging, pages: HypervisorPages) -> None:

@@ -12,6 +12,7 @@ from hvemu.cpu.delivery import (
     DEBUG,
     GENERAL_PROTECTION,
     INVALID_OPCODE,
+    OVERFLOW,
     PAGE_FAULT,
     WITH_ERROR_CODE,
     Escalated,
@@ -20,21 +21,26 @@ from hvemu.cpu.delivery import (
     Unsupported,
 )
 from hvemu.cpu.io_permission import io_permitted
-from hvemu.cpu.msr import SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, TSC_AUX
+from hvemu.cpu.msr import CSTAR, LSTAR, SFMASK, STAR, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP, TSC_AUX
 from hvemu.cpu.privileged import HYPERCALLS
-from hvemu.cpu.state import CS, EAX, EBX, ECX, EDX, ESP, FLAG_IF, FLAG_RF, FLAG_VM, SS, Segment
+from hvemu.cpu.state import CS, EAX, EBX, ECX, EDX, ESP, FLAG_IF, FLAG_RF, FLAG_VM, R11, SS, Segment
 from hvemu.engine import layout
 from hvemu.engine.block_clock import BUDGET, SIZE
 from hvemu.modes.interception import Interception
 from hvemu.modes.live_cpu import LiveCpu
 from hvemu.modes.stretches import Services
-from hvemu.trace.events import Assisted
+from hvemu.trace.events import Assisted, Exited
+from hvemu.vocabulary.addresses import Position
 from hvemu.vocabulary.errors import ExitStatus
-from hvemu.vocabulary.exits import AssistKind, ExitKind, Io, Mmio, vector_name
+from hvemu.vocabulary.exits import AssistKind, ExitKind, Io, Mmio
 from hvemu.vocabulary.outcomes import Outcome, Retire, Stop
-from hvemu.vocabulary.paging import CR0_PE, CR4_TSD, ERROR_FETCH
+from hvemu.vocabulary.paging import CR0_PE, CR4_TSD, EFER_LMA, EFER_SCE, ERROR_FETCH, LINEAR_MASK
+from hvemu.vocabulary.vectors import vector_name
 
 _FLAT_32: Final = 0x00CF0000
+_FLAT_64: Final = 0x00AF0000
+_ENDLESS: Final = 1 << 16
+"""After so many exceptions in a row, without an instruction between them, the guest is taken to be lost."""
 
 
 class DirectExecution(Interception):
@@ -44,6 +50,8 @@ class DirectExecution(Interception):
         super().__init__(services, cpu)
         vcpu = services.vcpu
         self._cpuid = services.cpuid
+        self._exits = {kind.value: services.ledger.counter(kind) for kind in ExitKind}
+        self._is_amd = services.cpuid.is_amd()
         self._io_in = services.dispatcher.entry(ExitKind.IO_IN)
         self._io_out = services.dispatcher.entry(ExitKind.IO_OUT)
         self._mmio_read = services.dispatcher.entry(ExitKind.MMIO_READ)
@@ -51,6 +59,7 @@ class DirectExecution(Interception):
         self._exceptions = self._assists[AssistKind.EXCEPTION]
         self._software_interrupts = self._assists[AssistKind.SOFTWARE_INTERRUPT]
         self._triple_faults = services.ledger.counter(ExitKind.TRIPLE_FAULT)
+        self._delivered, self._delivered_at = 0, Position(-1)
         vcpu.on_interrupt(self._on_interrupt)
         vcpu.on_invalid_instruction(self._on_invalid)
         vcpu.on_port_in(self._on_in)
@@ -59,6 +68,7 @@ class DirectExecution(Interception):
         vcpu.on_rdtsc(self._on_rdtsc, services.tsc_scale)
         vcpu.on_instruction("RDTSCP", self._on_rdtscp)
         vcpu.on_instruction("SYSENTER", self._on_sysenter)
+        vcpu.on_instruction("SYSCALL", self._on_syscall)
 
     # ------------------------------------------------------------------ ports and MMIO
 
@@ -141,8 +151,10 @@ class DirectExecution(Interception):
         accumulator = None
         if value is not None:
             mask = (1 << (8 * size)) - 1
-            accumulator = (self.vcpu.gpr(EAX) & ~mask) | (value & mask)
-        self._abandon((eip + len(instruction.code)) & 0xFFFF_FFFF, accumulator=accumulator)
+            before = self.vcpu.long_gpr(EAX) if size < 4 else 0
+            accumulator = (before & ~mask) | (value & mask)
+        after = eip + len(instruction.code) & (LINEAR_MASK if self.vcpu.is_64_bit() else 0xFFFF_FFFF)
+        self._abandon(after, accumulator=accumulator)
 
     # ------------------------------------------------------------------ exceptions and interrupts
 
@@ -151,13 +163,14 @@ class DirectExecution(Interception):
         if self._abandoned is not None:
             vcpu.stop()
             return
-        if vcpu.is_software_interrupt():  # ends its block: nothing to refund
+        if vcpu.is_software_interrupt():
+            self._settle_software_interrupt(vector)
             self._disturbed = True
             if self._slack:
                 self._take_back_slack()
             eip = vcpu.eip()
             length = 1 if vector in (3, 4) and self._code(vcpu.linear_eip() - 1, 1) in (b"\xcc", b"\xce") else 2
-            event = Event(vector, None, True, False, None, (eip - length) & 0xFFFF_FFFF)
+            event = Event(vector, None, True, False, None, eip - length & LINEAR_MASK)
             if self._deliver(AssistKind.SOFTWARE_INTERRUPT, event):
                 self._clock.refund(length)
             return
@@ -177,7 +190,12 @@ class DirectExecution(Interception):
                 self._counter.take_back()
             self._stop_now()
             return
-        self._exception(Event(vector, code, address=vcpu.cr2() if vector == PAGE_FAULT else None))
+        self._exception(Event(vector, code, address=self._fault_address() if vector == PAGE_FAULT else None))
+
+    def _settle_software_interrupt(self, vector: int) -> None:
+        """INT n ends its block, with nothing to refund; INTO does not."""
+        if vector == OVERFLOW and (tail := self._tail()):
+            self._clock.refund(tail)
 
     def _on_invalid(self) -> bool:
         if self._abandoned is not None:
@@ -192,6 +210,10 @@ class DirectExecution(Interception):
             return True
         self._exception(Event(INVALID_OPCODE))
         return self._end is None
+
+    def _fault_address(self) -> int:
+        """Linear address of the page fault that the CPU has just raised."""
+        return self.vcpu.cr2()
 
     def _stepped(self) -> bool:
         """The trap flag made the CPU stop after an instruction; returns whether the guest is not to know."""
@@ -231,6 +253,8 @@ class DirectExecution(Interception):
         vcpu = self.vcpu
         self._record(kind, event)
         eip = vcpu.eip()
+        if kind is AssistKind.EXCEPTION and self._goes_round(event):
+            return True
         problem = self._deliver_event(event)
         vcpu.clear_exception()
         if problem is None or isinstance(problem, Escalated):
@@ -240,7 +264,7 @@ class DirectExecution(Interception):
                 self._open_window()
             return problem is not None
         where = eip if event.start is None else event.start
-        before = where, (vcpu.linear_eip() - vcpu.eip() + where) & 0xFFFF_FFFF
+        before = where, vcpu.linear_of(where)
         if isinstance(problem, TripleFault):
             self._triple_faults[0] += 1
             faults = ", then ".join(_describe(fault) for fault in problem.events)
@@ -252,6 +276,30 @@ class DirectExecution(Interception):
         if self._running:
             vcpu.stop()
         return True
+
+    def _goes_round(self, event: Event) -> bool:
+        """Whether exception follows exception and no instruction ever retires; that ends the guest.
+
+        A CPU would go on for ever, but here no time passes either, so that nothing could come from outside.
+        """
+        self._delivered += 1
+        if self._delivered % _ENDLESS:
+            return False
+        here = self.position()
+        if here != self._delivered_at:
+            self._delivered_at = here
+            return False
+        what = f"{_describe(event)} again and again: the handler faults before it has executed one instruction"
+        self._end = Stop(ExitStatus.GUEST_ENDED, self.sentence(what))
+        if self._running:
+            self.vcpu.stop()
+        return True
+
+    def _exit(self, kind: ExitKind, detail: int) -> None:
+        """Count and trace an exit that nobody dispatches."""
+        self._exits[kind._value_][detail] += 1  # hashing an Enum is slow
+        if self._tracer.active:
+            self._tracer.publish(Exited(self.position(), kind, self.vcpu.eip(), detail, 0, 0))
 
     def _record(self, kind: AssistKind, event: Event) -> None:
         """Count and trace what is about to be delivered."""
@@ -340,16 +388,67 @@ class DirectExecution(Interception):
             return
         cpu, values = self.cpu, self._msrs.values
         selector = values[SYSENTER_CS] & 0xFFFC
+        long_mode = cpu.paging().efer & EFER_LMA
+        if long_mode and self._is_amd:
+            self._refuse_entry(Event(INVALID_OPCODE), 2)
+            return
         self._note(AssistKind.SYSENTER, 0)
         if not selector:
-            self._deliver(AssistKind.EXCEPTION, Event(GENERAL_PROTECTION, 0))
-            cpu.set_eip(cpu.eip() - 2)
+            self._refuse_entry(Event(GENERAL_PROTECTION, 0), 2)
             return
         cpu.set_eflags(cpu.eflags() & ~(FLAG_VM | FLAG_IF | FLAG_RF))
+        if long_mode:
+            self._enter_kernel(selector, selector + 8)
+            cpu.set_long_gpr(ESP, values[SYSENTER_ESP])
+            cpu.set_eip(values[SYSENTER_EIP] - 2)
+            return
         cpu.set_segment(SS, Segment(selector + 8, 0, 0xFFFF_FFFF, _FLAT_32 | 0x9300))
         cpu.set_segment(CS, Segment(selector, 0, 0xFFFF_FFFF, _FLAT_32 | 0x9B00))
         cpu.set_gpr(ESP, values[SYSENTER_ESP])
         cpu.set_eip(values[SYSENTER_EIP] - 2)
+        cpu.set_interrupt_shadow(False)
+
+    def _refuse_entry(self, event: Event, length: int) -> None:
+        """SYSENTER or SYSCALL is an exception; the engine adds the instruction's length afterwards."""
+        self._deliver(AssistKind.EXCEPTION, event)
+        self.cpu.set_eip(self.cpu.eip() - length)
+
+    def _enter_kernel(self, code: int, stack: int) -> None:
+        """Flat 64-bit code and stack of ring 0."""
+        self.cpu.set_code_and_stack(
+            Segment(code, 0, 0xFFFF_FFFF, _FLAT_64 | 0x9B00), Segment(stack, 0, 0xFFFF_FFFF, _FLAT_32 | 0x9300)
+        )
+        self.cpu.set_interrupt_shadow(False)
+
+    def _on_syscall(self) -> None:
+        if self._abandoned is None:
+            address, size = self._clock.block()
+            length = address + size - self.vcpu.linear_eip()  # it ends its block
+            self._system_call(length if 2 <= length <= MAXIMUM_LENGTH else 2)
+
+    def _system_call(self, length: int) -> None:
+        """SDM vol. 2B and APM vol. 3, SYSCALL. The engine adds the instruction's length afterwards."""
+        cpu, values = self.cpu, self._msrs.values
+        efer, wide = cpu.paging().efer, cpu.is_64_bit()
+        if not efer & EFER_SCE or not (wide or self._is_amd):
+            self._refuse_entry(Event(INVALID_OPCODE), length)
+            return
+        self._note(AssistKind.SYSCALL, 0)
+        star, after = values[STAR], cpu.eip() + length
+        selector = star >> 32 & 0xFFFC
+        if efer & EFER_LMA:
+            flags = cpu.eflags() & ~(FLAG_RF | FLAG_VM)
+            cpu.set_long_gpr(ECX, after)
+            cpu.set_long_gpr(R11, flags)
+            cpu.set_eflags(flags & ~values[SFMASK])
+            self._enter_kernel(selector, selector + 8)
+            cpu.set_eip(values[LSTAR if wide else CSTAR] - length)
+            return
+        cpu.set_gpr(ECX, after)
+        cpu.set_eflags(cpu.eflags() & ~(FLAG_VM | FLAG_IF | FLAG_RF))
+        cpu.set_segment(SS, Segment(selector + 8, 0, 0xFFFF_FFFF, _FLAT_32 | 0x9300))
+        cpu.set_segment(CS, Segment(selector, 0, 0xFFFF_FFFF, _FLAT_32 | 0x9B00))
+        cpu.set_eip((star & 0xFFFF_FFFF) - length)
         cpu.set_interrupt_shadow(False)
 
 

@@ -6,11 +6,13 @@ guest that goes back to real mode is handed back. Every change of hands is a row
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from hvemu.cpu.state import ATTRIBUTE_BIG, ATTRIBUTE_DPL_SHIFT, CS, FLAG_VM, SS, Segment, VirtualCpu
 from hvemu.modes.binary_translation import BinaryTranslation
 from hvemu.modes.native import NativeMode
+from hvemu.modes.reflection import refuse_long_mode
 from hvemu.modes.translation_cache import Unit
 from hvemu.vocabulary.addresses import Position
 from hvemu.vocabulary.outcomes import Halt, Stop
@@ -52,6 +54,7 @@ class HandingOver:
         if self._native is None:
             self._native = self._start()
             self._native.watches_protection = True
+            self._native.refuse_long_mode = partial(refuse_long_mode, self.name)
             self._native.warn = self._translation.warn
             self._native.breakpoints = self._translation.breakpoints
         return self._native

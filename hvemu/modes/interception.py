@@ -14,12 +14,13 @@ from hvemu.cpu.delivery import (
     Event,
 )
 from hvemu.cpu.linear import LinearFault, read_linear
-from hvemu.cpu.state import ATTRIBUTE_BIG, ESP, FLAG_RF, FLAG_VM, SS
+from hvemu.cpu.state import ATTRIBUTE_BIG, ESP, FLAG_RF, FLAG_VM, SS, VirtualCpu
 from hvemu.engine import layout
 from hvemu.memory.walk import walk
 from hvemu.modes.live_cpu import LiveCpu
 from hvemu.modes.stretches import Services, Stretches
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
+from hvemu.vocabulary.paging import EFER_LMA, LINEAR_MASK
 
 _MOST_ENTRIES: Final = 1 << 16
 _IRET: Final = b"\xcf"
@@ -46,13 +47,14 @@ class Interception(Stretches):
     def _on_translation(self, linear: int, size: int) -> None:
         """A block has been translated and is about to run: note its frame, look for instructions to intercept."""
         memory, paging = self.memory, self.cpu.paging()
-        physical = walk(memory, paging, linear & 0xFFFF_FFFF, mark=False)
+        mask = LINEAR_MASK if paging.efer & EFER_LMA else 0xFFFF_FFFF
+        physical = walk(memory, paging, linear & mask, mark=False)
         if not isinstance(physical, int):
             return
         memory.code_frames.add(physical >> PAGE_SHIFT)
         if (linear & (PAGE_SIZE - 1)) + size > PAGE_SIZE:
             code = self._code(linear, size)
-            second = walk(memory, paging, (linear + size - 1) & 0xFFFF_FFFF, mark=False)
+            second = walk(memory, paging, (linear + size - 1) & mask, mark=False)
             if isinstance(second, int):
                 memory.code_frames.add(second >> PAGE_SHIFT)
         else:
@@ -73,7 +75,7 @@ class Interception(Stretches):
 
     def _look_at_entry(self) -> None:
         """Control has been moved inside a callback: the engine does not announce the block that comes next either."""
-        here = self.vcpu.linear_eip(), self._words[layout.WORD_CR3]
+        here = self.vcpu.linear_eip(), self._quads[layout.QUAD_CR + 3]
         if here not in self._entries:
             if len(self._entries) == _MOST_ENTRIES:
                 self._entries.clear()
@@ -84,7 +86,9 @@ class Interception(Stretches):
         return self._suspicious.search(code) is not None or (self._is_outside() and _IRET in bytes(code))
 
     def _is_outside(self) -> bool:
-        return self._words[layout.WORD_HFLAGS] & 3 >= self._outer_ring
+        """Whether IRET must not go to virtual-8086 mode: in an outer ring, and everywhere in long mode."""
+        ring = self._words[layout.WORD_HFLAGS] & 3
+        return ring >= self._outer_ring or bool(self.cpu.paging().efer & EFER_LMA)
 
     def _intercept_sites(self, linear: int, size: int, code: bytes) -> None:
         """A block that has just been translated contains such an instruction: translate it again, with a hook."""
@@ -132,10 +136,12 @@ class Interception(Stretches):
         """Whether the EFLAGS that IRET is going to pop have VM set, which a CPU ignores outside of ring 0."""
         cpu = self.cpu
         stack, pointer = cpu.segment(SS), cpu.gpr(ESP) + 8
-        if not stack.attributes & ATTRIBUTE_BIG:
-            pointer &= 0xFFFF
+        if cpu.is_64_bit():
+            pointer = cpu.long_gpr(ESP) + 8
+        else:
+            pointer = stack.base + (pointer if stack.attributes & ATTRIBUTE_BIG else pointer & 0xFFFF)
         try:
-            flags = read_linear(self.memory, cpu.paging(), stack.base + pointer, 4, mark=False)
+            flags = read_linear(self.memory, cpu.paging(), pointer, 4, mark=False)
         except LinearFault:
             return False
         return bool(int.from_bytes(flags, "little") & FLAG_VM)
@@ -174,6 +180,22 @@ class Interception(Stretches):
     def _load_debug(self, values: list[int]) -> None:
         self._debug.load(values)
         self._hook_addresses(self._debug.execution_breakpoints())
+
+    def _load_rest(self, cpu: VirtualCpu) -> None:
+        """The end of ``enter``: what is the same in every technique."""
+        vcpu = self.vcpu
+        for index, value in enumerate(cpu.gprs):
+            vcpu.set_long_gpr(index, value)
+        self._quads[layout.QUAD_EIP] = cpu.instruction_pointer
+        vcpu.write_fpu(cpu.fpu)
+        self._load_debug(cpu.debug)
+        if cpu.cr8 != self._task_priority.read_priority():
+            self._task_priority.write_priority(cpu.cr8)
+        self._nmi_blocked = cpu.nmi_blocked
+        self.halted = cpu.halted
+        vcpu.clear_exception()
+        vcpu.set_interrupt_shadow(cpu.interrupt_shadow)
+        vcpu.forget_code()
 
     @property
     def breakpoints(self) -> frozenset[int]:

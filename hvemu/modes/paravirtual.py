@@ -8,7 +8,6 @@ on the guest's kernel stack; interrupts are events. Barham et al., "Xen and the 
 
 import re
 import struct
-from collections.abc import Callable
 from typing import Final
 
 from hvemu.cpu.decoder import Instruction
@@ -24,6 +23,7 @@ from hvemu.cpu.delivery import (
     pushed_flags,
 )
 from hvemu.cpu.linear import LinearFault, read_linear, write_linear
+from hvemu.cpu.msr import EFER
 from hvemu.cpu.state import (
     ATTRIBUTE_CODE,
     ATTRIBUTE_CONFORMING,
@@ -41,155 +41,38 @@ from hvemu.cpu.state import (
     ESI,
     ESP,
     FLAG_IF,
-    FLAG_IOPL,
     FLAG_NT,
     FLAG_RF,
     FLAG_TF,
     FLAG_VM,
     SS,
     Segment,
-    SystemTables,
-    TableRegister,
     VirtualCpu,
-    accessed,
     segment_from_descriptor,
 )
 from hvemu.engine import layout
-from hvemu.engine.vcpu import Vcpu
 from hvemu.loader.contract import BootRequest
 from hvemu.loader.xen_guest import DomainBuilder
 from hvemu.memory.direct import DirectPaging, FrameType
 from hvemu.memory.frame_pool import FramePool
-from hvemu.memory.walk import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_USER, PTE_WRITABLE
-from hvemu.modes.deprivileged import LDT_SELECTOR, TASK_SELECTOR, VMM_BASE, HypervisorPages
-from hvemu.modes.reflection import NO_VIRTUAL_8086, Reflection
+from hvemu.modes.paravirtual_cpu import ParavirtualPages, ParavirtualView
+from hvemu.modes.reflection import LONG_MODE, NO_VIRTUAL_8086, Reflection
 from hvemu.modes.stretches import Services
 from hvemu.modes.written_frames import WrittenFrames
 from hvemu.paravirtual.domain import Domain, DomainServices
 from hvemu.trace.events import Batched
 from hvemu.vocabulary import xen
-from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
+from hvemu.vocabulary.addresses import PAGE_SHIFT
 from hvemu.vocabulary.errors import ExitStatus, HostBug
 from hvemu.vocabulary.exits import AssistKind, Call, ExitKind, ParavirtualEvent
 from hvemu.vocabulary.machine_map import DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT
 from hvemu.vocabulary.outcomes import Halt, Retire, Stop
-from hvemu.vocabulary.paging import (
-    CR0_ET,
-    CR0_NE,
-    CR0_PE,
-    CR0_PG,
-    CR0_TS,
-    CR0_WP,
-    CR4_OSFXSR,
-    CR4_OSXMMEXCPT,
-    CR4_PAE,
-    EFER_LMA,
-    EFER_LME,
-    EFER_NXE,
-    PagingRegisters,
-)
+from hvemu.vocabulary.paging import CR0_TS, EFER_LME
 from hvemu.vocabulary.xen import Hypercall, HypercallError
 
-_GDT, _LDT, _TASK, _IDT = 0, 16, 32, 33  # pages from VMM_BASE, as HypervisorPages has them
-_GUEST_GDT_PAGES: Final = xen.FIRST_RESERVED_GDT_ENTRY // 512
-_CR0: Final = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG
-_CR4: Final = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT
-_FLAT: Final = {
-    xen.FLAT_RING1_CS: 0x00CF_BB00_0000_FFFF,
-    xen.FLAT_RING1_DS: 0x00CF_B300_0000_FFFF,
-    xen.FLAT_RING3_CS: 0x00CF_FB00_0000_FFFF,
-    xen.FLAT_RING3_DS: 0x00CF_F300_0000_FFFF,
-}
 _LEGAL_PORTS: Final = frozenset({DEBUG_CONSOLE_PORT, *range(DEBUG_EXIT_PORT, DEBUG_EXIT_PORT + 4)})
-_ENTRY_BITS: Final = PTE_PRESENT | PTE_WRITABLE | PTE_ACCESSED | PTE_DIRTY | PTE_NX
-_TABLE_BITS: Final = PTE_PRESENT | PTE_WRITABLE | PTE_USER | PTE_ACCESSED
 _LISTS: Final = frozenset({Hypercall.MMU_UPDATE, Hypercall.MULTICALL, Hypercall.MMUEXT_OP})
 """Hypercalls whose second argument says how many requests there are."""
-_SELECTORS: Final = 1 << 16
-_SIGN: Final = 1 << 31
-
-
-class ParavirtualPages(HypervisorPages):
-    """The hypervisor's pages, the four-level tables that lead to the guest's, and the frames of the guest's GDT."""
-
-    def __init__(self, vcpu: Vcpu, pool: FramePool) -> None:
-        super().__init__(vcpu, pool)
-        self.root, self._upper = pool.take(), pool.take()
-        self._own_gdt = self.pages[_GDT : _GDT + _GUEST_GDT_PAGES]
-        struct.pack_into("<QQ", self._view, self.root, self._upper | _TABLE_BITS, self.pdpt | _TABLE_BITS)
-        for selector, descriptor in _FLAT.items():
-            self.write(_GDT, selector & 0xFFF8, descriptor)
-
-    def point(self, entries: list[int]) -> None:
-        """The four entries of the guest's top table, which the MMU reads where 64-bit tables have rights as well."""
-        values = [entry | PTE_WRITABLE | PTE_USER | PTE_ACCESSED if entry & PTE_PRESENT else 0 for entry in entries]
-        struct.pack_into("<4Q", self._view, self._upper, *values)
-        self.flush_tlb()
-
-    def map_gdt(self, frames: list[int]) -> None:
-        """Let the CPU read the guest's descriptors from its own frames."""
-        for index, own in enumerate(self._own_gdt):
-            page = frames[index] << PAGE_SHIFT if index < len(frames) else own
-            self.pages[_GDT + index] = page
-            struct.pack_into("<Q", self._view, self._table + 8 * (_GDT + index), page | _ENTRY_BITS)
-        self.flush_tlb()
-
-    def descriptor(self, selector: int) -> int:
-        """What the CPU finds for a selector of the GDT."""
-        return self.read(_GDT, selector & 0xFFF8)
-
-
-class ParavirtualView:
-    """The registers of a guest that knows where it runs; implements LiveCpu."""
-
-    def __init__(self, vcpu: Vcpu, paging: DirectPaging) -> None:
-        self._vcpu, self._paging = vcpu, paging
-        self._registers = PagingRegisters(_CR0, 0, _CR4, EFER_NXE)
-        self.masked: Callable[[], bool] = lambda: False
-        """Whether events are held off: the guest's IF."""
-        self.gpr, self.set_gpr = vcpu.gpr, vcpu.set_gpr
-        self.eip, self.set_eip, self.linear_eip = vcpu.eip, vcpu.set_eip, vcpu.linear_eip
-        self.interrupt_shadow, self.set_interrupt_shadow = vcpu.interrupt_shadow, vcpu.set_interrupt_shadow
-        self.cpl, self.segment, self.set_segment = vcpu.cpl, vcpu.segment, vcpu.set_segment
-        self.set_code_and_stack, self.set_cr2 = vcpu.set_code_and_stack, vcpu.set_cr2
-
-    def eflags(self) -> int:
-        """EFLAGS, with IF for the event mask."""
-        return self._vcpu.eflags() & ~(FLAG_IF | FLAG_IOPL) | (0 if self.masked() else FLAG_IF)
-
-    def set_eflags(self, value: int) -> None:
-        """Set EFLAGS; physically IF is always 1 and IOPL 0."""
-        self._vcpu.set_eflags(value & ~(FLAG_IOPL | FLAG_VM | FLAG_NT) | FLAG_IF)
-
-    def interrupts_enabled(self) -> bool:
-        """Whether events are let through."""
-        return not self.masked()
-
-    def paging(self) -> PagingRegisters:
-        """The guest's own tables, which are the MMU's."""
-        if self._registers.cr3 != self._paging.base << PAGE_SHIFT:
-            self._registers = PagingRegisters(_CR0, max(self._paging.base, 0) << PAGE_SHIFT, _CR4, EFER_NXE)
-        return self._registers
-
-    def gdt(self) -> TableRegister:
-        """Where the descriptors are is the hypervisor's affair."""
-        return TableRegister(0, 0)
-
-    def idt(self) -> TableRegister:
-        """There is a trap table in its place."""
-        return TableRegister(0, 0)
-
-    def system_tables(self) -> SystemTables:
-        """None."""
-        return SystemTables(0, 0, 0, 0, 0, 0, 0, 0)
-
-    def ldt_segment(self) -> Segment:
-        """None."""
-        return Segment(0, 0, 0, 0)
-
-    def task_segment(self) -> Segment:
-        """None: the kernel's stack is told by a hypercall."""
-        return Segment(0, 0, 0, 0)
 
 
 class _Refused(Exception):
@@ -227,7 +110,6 @@ class ParavirtualMode(Reflection):
         self._traps: dict[int, tuple[int, int, int]] = {}
         self._kernel_stack = (xen.FLAT_RING1_DS, 0)
         self._callback: tuple[int, int] | None = None
-        self._failsafe: tuple[int, int] | None = None
         self._gdt_frames: list[int] = []
         self._io_ring = 0
 
@@ -260,59 +142,26 @@ class ParavirtualMode(Reflection):
     def enter(self, cpu: VirtualCpu) -> None:
         """Load the engine with the guest's state, whose CR3 is the machine address of a level-3 table."""
         vcpu, view = self.vcpu, self._view
-        base = VMM_BASE
-        vcpu.set_tables(
-            TableRegister(base + _GDT * PAGE_SIZE, _SELECTORS - 1),
-            TableRegister(base + _IDT * PAGE_SIZE, PAGE_SIZE - 1),
-            Segment(LDT_SELECTOR, base + _LDT * PAGE_SIZE, 0, 0x8200),
-            Segment(TASK_SELECTOR, base + _TASK * PAGE_SIZE, 0x67, 0x8900),
-        )
+        self._pages.load_tables()
         frame = cpu.cr3 >> PAGE_SHIFT
         if frame != self.paging.base:
             self.paging.load(frame)
-        vcpu.load_control(_CR0 | cpu.cr0 & CR0_TS, self._pages.root, _CR4, EFER_LME | EFER_LMA | EFER_NXE)
-        for index, value in enumerate(cpu.gprs):
-            vcpu.set_gpr(index, value)
+        self._pages.load_control(cpu.cr0 & CR0_TS)
         self.domain.events.mask(not cpu.flags & FLAG_IF)
         view.set_eflags(cpu.flags)
         for index, segment in enumerate(cpu.segments):
             view.set_segment(index, segment)
         vcpu.set_code_and_stack(cpu.segments[CS], cpu.segments[SS])
-        vcpu.set_eip(cpu.instruction_pointer)
         vcpu.set_cr2(cpu.cr2)
-        vcpu.write_fpu(cpu.fpu)
-        self._load_debug(cpu.debug)
-        self.halted = cpu.halted
         self._msrs.values.update(cpu.msrs)
         vcpu.check_all_stores()
-        vcpu.clear_exception()
-        vcpu.set_interrupt_shadow(cpu.interrupt_shadow)
-        vcpu.forget_code()
+        self._load_rest(cpu)
 
     def leave(self) -> VirtualCpu:
         """The guest's registers. What hypercalls have set is the domain's."""
-        vcpu, view = self.vcpu, self._view
-        paging = view.paging()
-        return VirtualCpu(
-            gprs=[vcpu.gpr(index) for index in range(8)],
-            instruction_pointer=vcpu.eip(),
-            flags=view.eflags(),
-            segments=[accessed(vcpu.segment(index)) for index in range(6)],
-            gdtr=view.gdt(),
-            idtr=view.idt(),
-            ldtr=view.ldt_segment(),
-            tr=view.task_segment(),
-            cr0=paging.cr0 | self._words[layout.WORD_CR0] & CR0_TS,
-            cr2=vcpu.cr2(),
-            cr3=paging.cr3,
-            cr4=paging.cr4,
-            debug=list(self._debug.values),
-            msrs=dict(self._msrs.values),
-            efer=paging.efer,
-            interrupt_shadow=vcpu.interrupt_shadow(),
-            halted=self.halted,
-            fpu=vcpu.read_fpu(),
-        )
+        cpu = super().leave()
+        cpu.cr0 |= self._words[layout.WORD_CR0] & CR0_TS
+        return cpu
 
     def dirty_pages(self) -> set[int]:
         """Machine frames that differ from what they held at the last call; all at the first."""
@@ -414,12 +263,9 @@ class ParavirtualMode(Reflection):
         """Where events from user code begin to push."""
         self._kernel_stack = _outside_ring_0(selector), pointer
 
-    def set_callbacks(self, event: tuple[int, int] | None, failsafe: tuple[int, int] | None) -> None:
-        """Entry points: for events, and for a guest that cannot be returned to."""
-        if event is not None:
-            self._callback = _outside_ring_0(event[0]), event[1]
-        if failsafe is not None:
-            self._failsafe = _outside_ring_0(failsafe[0]), failsafe[1]
+    def set_callback(self, selector: int, address: int) -> None:
+        """Where to call the kernel up for events."""
+        self._callback = _outside_ring_0(selector), address
 
     def load_gdt(self, frames: list[int]) -> None:
         """The guest's descriptors; raises HypercallError and keeps the ones it has."""
@@ -562,6 +408,8 @@ class ParavirtualMode(Reflection):
         """To the handler in the trap table."""
         if self.vcpu.eflags() & FLAG_VM:
             return Unsupported(NO_VIRTUAL_8086)
+        if event.vector == GENERAL_PROTECTION and not event.software and self._turns_on_long_mode():
+            return Unsupported(LONG_MODE.format("pv"))
         history = [event]
         flags, selector, address = self._traps.get(event.vector, (0, 0, 0))
         if event.software and self.vcpu.cpl() > flags & xen.TRAP_DPL:
@@ -588,6 +436,14 @@ class ParavirtualMode(Reflection):
         except (_Refused, LinearFault) as problem:
             return Unsupported(f"vector {event.vector} could not be delivered: {_why(problem)}")
         return Escalated(tuple(history)) if len(history) > 1 else None
+
+    def _turns_on_long_mode(self) -> bool:
+        """Whether the kernel has tried to; all else that it must not do is its own fault."""
+        vcpu = self.vcpu
+        if vcpu.cpl() != 1 or vcpu.gpr(ECX) != EFER or not vcpu.gpr(EAX) & EFER_LME:
+            return False
+        instruction = self._instruction()
+        return instruction is not None and instruction.mnemonic == "wrmsr"
 
     def _deliver(self, kind: AssistKind, event: Event) -> bool:
         escalated = super()._deliver(kind, event)

@@ -20,7 +20,7 @@ from hvemu.cpu.delivery import (
 )
 from hvemu.cpu.linear import LinearFault, read_linear
 from hvemu.cpu.msr import ModelSpecificRegisters
-from hvemu.cpu.state import CS, FLAG_IF, CpuPort, VirtualCpu
+from hvemu.cpu.state import CS, FLAG_IF, CpuPort, VirtualCpu, accessed
 from hvemu.dispatch.dispatcher import Dispatcher
 from hvemu.engine import layout
 from hvemu.engine.block_clock import ADDRESS, BIAS, BUDGET, CACHE_SIZE, LOADED, SIZE, InstructionCounter
@@ -30,11 +30,11 @@ from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.modes.live_cpu import LiveCpu
 from hvemu.trace.ledger import Ledger
 from hvemu.trace.tracer import Tracer
-from hvemu.vocabulary.addresses import PAGE_SIZE, Position
+from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE, Position
 from hvemu.vocabulary.errors import ExitStatus
 from hvemu.vocabulary.exits import AssistKind, ExitKind
 from hvemu.vocabulary.outcomes import Halt, Outcome, Stop
-from hvemu.vocabulary.paging import CR0_PG, CR4_PAE
+from hvemu.vocabulary.paging import CR0_PG, CR4_PAE, LINEAR_MASK
 
 _POISON_CR3: Final = 0xFFFF_F000
 """Page tables nobody answers for: while abandoned, MMIO reads as zeros, which means not present."""
@@ -42,6 +42,31 @@ _QUAD_CS_BASE: Final = (layout.BYTE_SEGMENTS + layout.SEGMENT_STRIDE * CS + 8) /
 _HOST_UNIT: Final = 4e-9
 _HOST_STRETCH: Final = 0.02
 _HOST_WINDOW: Final = 0.0002
+
+
+class TaskPriority(Protocol):
+    """CR8, which is the upper half of the local APIC's task priority register (SDM vol. 3A, 10.8.6.1)."""
+
+    def read_priority(self) -> int:
+        """The interrupt class up to which interrupts wait, 0 to 15."""
+
+    def write_priority(self, value: int) -> None:
+        """Set it."""
+
+
+class OwnTaskPriority:
+    """CR8 of a CPU without a local APIC: a register that nothing reads."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def read_priority(self) -> int:
+        """What was written last."""
+        return self._value
+
+    def write_priority(self, value: int) -> None:
+        """Keep it."""
+        self._value = value
 
 
 class InterruptPending(Protocol):
@@ -67,6 +92,14 @@ class Services:
     tsc_scale: int = 1
     hypercall: Callable[[CpuPort], Outcome] | None = None
     """What VMCALL and VMMCALL do; #UD as on a bare CPU without it."""
+    frames: range = range(0)
+    """Machine frames that are the hypervisor's own; unless given, all below the guest's but the first."""
+
+    def own_frames(self) -> range:
+        """Where a technique keeps its tables; nothing of the hypervisor's is at machine address 0."""
+        return self.frames or range(1, self.memory.base >> PAGE_SHIFT)
+
+    task_priority: TaskPriority | None = None
 
 
 class Stretches(ABC):
@@ -86,6 +119,7 @@ class Stretches(ABC):
         self._words, self._quads = vcpu.words, vcpu.quads
         self._msrs = msrs
         self._pin = services.interrupt_pending
+        self._task_priority = services.task_priority or OwnTaskPriority()
         self._tracer = services.tracer
         self._services = services
         self._assists = {kind: ledger.counter(kind) for kind in AssistKind}
@@ -122,6 +156,10 @@ class Stretches(ABC):
         """Be the one that memory, the dispatcher and the MSRs tell and ask; the last one to call it is."""
         self._services.dispatcher.where = self._where
         self.memory.forget_code = self.vcpu.forget_code
+        self.memory.on_watched_write = lambda frame, offset, length: None
+        self.memory.watched_frames.clear()
+        self._msrs.live = {}
+        self._msrs.paging_enabled = lambda: bool(self.cpu.paging().cr0 & CR0_PG)
 
     def take_over_from(self, other: "Stretches") -> None:
         """Go on from another technique's position, with what is pending there."""
@@ -137,9 +175,32 @@ class Stretches(ABC):
     def enter(self, cpu: VirtualCpu) -> None:
         """Load the engine with the guest's state."""
 
-    @abstractmethod
     def leave(self) -> VirtualCpu:
-        """The guest's state at an instruction boundary."""
+        """The guest's state at an instruction boundary: what ``cpu`` shows, and what is kept beside it."""
+        cpu = self.cpu
+        paging = cpu.paging()
+        return VirtualCpu(
+            gprs=[cpu.long_gpr(index) for index in range(16)],
+            instruction_pointer=cpu.eip(),
+            flags=cpu.eflags(),
+            segments=[accessed(cpu.segment(index)) for index in range(6)],
+            gdtr=cpu.gdt(),
+            idtr=cpu.idt(),
+            ldtr=cpu.ldt_segment(),
+            tr=cpu.task_segment(),
+            cr0=paging.cr0,
+            cr2=cpu.cr2(),
+            cr3=paging.cr3,
+            cr4=paging.cr4,
+            cr8=self._task_priority.read_priority(),
+            debug=list(self._debug.values),
+            msrs=self._msrs.present_values(),
+            efer=paging.efer,
+            interrupt_shadow=cpu.interrupt_shadow(),
+            nmi_blocked=self._nmi_blocked,
+            halted=self.halted,
+            fpu=self.vcpu.read_fpu(),
+        )
 
     def remark(self) -> str:
         """What the technique has to say when the guest ended badly; nothing unless a mode knows more."""
@@ -160,10 +221,12 @@ class Stretches(ABC):
         # The clock's cells and the register file are read directly: devices ask for the time millions of times.
         cells, quads, size = self._cells, self._quads, self._cells[SIZE]
         charged = self._retired + cells[LOADED] - cells[BUDGET] - cells[BIAS]
-        linear = (quads[_QUAD_CS_BASE] + quads[layout.QUAD_EIP]) & 0xFFFF_FFFF
+        linear = quads[_QUAD_CS_BASE] + quads[layout.QUAD_EIP]
         tail = cells[ADDRESS] + size - linear
         if not 0 < tail <= size:
-            return Position(charged)
+            tail &= LINEAR_MASK  # the cell is signed, which the upper half of 64-bit addresses is not
+            if not 0 < tail <= size:
+                return Position(charged)
         return Position(charged - (self._clock.weight(linear, linear + tail) if cells[CACHE_SIZE] else tail))
 
     def _tail(self) -> int:
@@ -334,18 +397,19 @@ class Stretches(ABC):
         """Run the first ``end`` bytes of the block at ``address``, an instruction boundary."""
         vcpu = self.vcpu
         self._forget_code_at(address, size)
-        vcpu.set_exits([(address + end) & 0xFFFF_FFFF])
+        vcpu.set_exits([address + end & LINEAR_MASK])
+        exit_at = address + end & vcpu.linear_mask()
         self._slack = slack
         self._disturbed = False
         before = self._retired
         weight = self._clock.weight
         try:
-            halted = self._go(weight(address, address + end), exit_at=(address + end) & 0xFFFF_FFFF)
+            halted = self._go(weight(address, address + end), exit_at=exit_at)
             if self._refused == (address, end) and not self._disturbed:
                 # It stored into itself: the engine starts it again, and would charge it again
                 self._retired = before
                 self._slack = slack + end
-                halted = self._go(2 * end, exit_at=(address + end) & 0xFFFF_FFFF)
+                halted = self._go(2 * end, exit_at=exit_at)
             done = self._part_done() - address
             if not self._disturbed and 0 <= done <= end:
                 self._retired = before + weight(address, address + done)  # a last store may have restarted it
@@ -396,7 +460,8 @@ class Stretches(ABC):
             untouched = self._abandoned is None and not self._stopped and self._end is None
             if self._host_time is not None:
                 untouched = untouched and not self._attention and self._retranslate is None
-            refused = untouched and block[1] != 0 and linear == block[0]
+            # The engine does not wrap what 32-bit code reaches beyond 4 GiB, through its segment's base for instance
+            refused = untouched and block[1] != 0 and linear == block[0] & vcpu.linear_mask()
             self._running = False
             self._retired = settled
             if count := clock.take_tsc_count():
@@ -434,23 +499,23 @@ class Stretches(ABC):
 
         ``eip`` is where the guest goes on; ``event`` is delivered there first.
         """
-        vcpu, words = self.vcpu, self._words
-        tail = self._tail_from((vcpu.linear_eip() - vcpu.eip() + eip) & 0xFFFF_FFFF)
+        vcpu, words, quads = self.vcpu, self._words, self._quads
+        tail = self._tail_from(vcpu.linear_of(eip))
         self._abandoned_at = self._retired + self._clock.consumed() - tail
-        before = words[layout.WORD_EIP]
-        words[layout.WORD_EIP] = eip
+        before = quads[layout.QUAD_EIP]
+        quads[layout.QUAD_EIP] = eip
         hflags = words[layout.WORD_HFLAGS]
         if event is None:
             vcpu.set_interrupt_shadow(False)
         saved = vcpu.save()
-        words[layout.WORD_EIP], words[layout.WORD_HFLAGS] = before, hflags
+        quads[layout.QUAD_EIP], words[layout.WORD_HFLAGS] = before, hflags
         if accumulator is not None:
             saved[0:8] = accumulator.to_bytes(8, "little")
         self._abandoned = saved
         self._pending_event = event
         self._counted = self._counter.count() - (event is not None) if self._counter else 0
         words[layout.WORD_CR0] |= CR0_PG
-        words[layout.WORD_CR3] = _POISON_CR3
+        quads[layout.QUAD_CR + 3] = _POISON_CR3
         words[layout.WORD_CR4] &= ~CR4_PAE
         vcpu.flush_tlb()
         self._stop_at_block_end()
@@ -472,7 +537,10 @@ class Stretches(ABC):
     # ------------------------------------------------------------------ the code at EIP
 
     def _bits(self) -> int:
-        return 32 if self._words[layout.WORD_HFLAGS] & (1 << 4) else 16
+        hflags = self._words[layout.WORD_HFLAGS]
+        if hflags & layout.HFLAG_CS64:
+            return 64
+        return 32 if hflags & (1 << 4) else 16
 
     def _code(self, linear: int, length: int) -> bytes:
         """Code bytes as the CPU would fetch them, as many as are mapped."""
@@ -493,10 +561,11 @@ class Stretches(ABC):
         """A sentence for people: EIP, instruction and cause."""
         if where is None:
             eip = self._eip()
-            where = eip, (self.vcpu.linear_eip() - self.vcpu.eip() + eip) & 0xFFFF_FFFF
+            where = eip, self.vcpu.linear_of(eip)
         eip, linear = where
         code = self._code(linear, MAXIMUM_LENGTH)
-        return f"The guest ended at EIP {eip:#010x}, instruction {describe(code, self._bits(), eip)}: {cause}."
+        name = "RIP" if self.cpu.is_64_bit() else "EIP"
+        return f"The guest ended at {name} {eip:#010x}, instruction {describe(code, self._bits(), eip)}: {cause}."
 
     # ------------------------------------------------------------------ what subclasses do on the way
 

@@ -5,6 +5,7 @@ One client at a time. A guest runs freely until a client comes, and again when i
 
 import select
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from hvemu.machine.machine import Machine
@@ -20,9 +21,20 @@ _PATIENCE: Final = 0.05
 class GdbStub:
     """Listens for gdb. The run loop calls ``advance`` in place of ``Machine.run``; ``Machine.poll`` calls ``poll``."""
 
-    def __init__(self, machine: Machine, host: str, port: int, *, holding: bool = False) -> None:
-        """Open the port, 0 for any free one; raises UserError. ``holding``: wait for gdb before the guest runs."""
-        self._machine = machine
+    def __init__(
+        self,
+        machine: Machine,
+        host: str,
+        port: int,
+        *,
+        holding: bool = False,
+        monitor: Callable[[str], str] | None = None,
+    ) -> None:
+        """Open the port, 0 for any free one; raises UserError. ``holding``: wait for gdb before the guest runs.
+
+        ``monitor`` answers a line of gdb's command of that name.
+        """
+        self._machine, self._monitor = machine, monitor
         try:
             self._listener = socket.create_server((host, port), backlog=1)
         except (OSError, OverflowError, UnicodeError) as error:
@@ -92,7 +104,7 @@ class GdbStub:
             client, _ = self._listener.accept()
         except OSError:
             return False
-        self._session = GdbSession(self._machine, GdbLink(client))
+        self._session = GdbSession(self._machine, GdbLink(client), monitor=self._monitor)
         self._held_before = self.holding
         return True
 

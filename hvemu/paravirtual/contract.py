@@ -21,8 +21,8 @@ class ParavirtualCpu(Protocol):
     def set_kernel_stack(self, selector: int, pointer: int) -> None:
         """Where events from user code begin to push."""
 
-    def set_callbacks(self, event: tuple[int, int] | None, failsafe: tuple[int, int] | None) -> None:
-        """Selector and address of the entry points that are given."""
+    def set_callback(self, selector: int, address: int) -> None:
+        """The entry point for events."""
 
     def load_gdt(self, frames: list[int]) -> None:
         """Machine frames that hold the guest's part of the GDT."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hvemu.devices.contract import CharacterBackend, Clock
+from hvemu.devices.scsi.bus import ScsiBus
 from hvemu.memory.direct import DirectPaging, Owner
 from hvemu.memory.frame_pool import FramePool
 from hvemu.memory.guest_memory import GuestPhysicalMemory
@@ -16,6 +17,8 @@ from hvemu.paravirtual.contract import GuestAccess, ParavirtualCpu
 from hvemu.paravirtual.event_channels import EventChannels
 from hvemu.paravirtual.grant_table import GrantTable
 from hvemu.paravirtual.hypercalls import Hypercalls
+from hvemu.paravirtual.pvclock import time_info
+from hvemu.paravirtual.scsi_back import ScsiBackEnd
 from hvemu.paravirtual.store import Store
 from hvemu.vocabulary import xen
 from hvemu.vocabulary.addresses import PAGE_SHIFT, PAGE_SIZE
@@ -25,8 +28,6 @@ _GRANT_FRAMES: Final = 4
 _ENTRIES: Final = PAGE_SIZE // 8
 _WORDS: Final = PAGE_SIZE // 4
 _STUB: Final = 32
-_TIME: Final = struct.Struct("<IIQQIbB2x")
-_EVEN_HALF: Final = 0x8000_0000
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class DomainServices:
     wall_clock: int
     power_off: Callable[[], None]
     reboot: Callable[[], None]
+    drives: ScsiBus | None = None
+    """What its paravirtual SCSI adapter leads to, if it has one."""
 
 
 class Domain:
@@ -67,6 +70,7 @@ class Domain:
         )
         self.console: Console | None = None
         self.store: Store | None = None
+        self.scsi: ScsiBackEnd | None = None
         self.store_port = self.console_port = 0
         self.warn: Callable[[str], None] = lambda text: None
         paging.told = self._tell
@@ -92,6 +96,8 @@ class Domain:
     def power_on(self) -> None:
         """All frames are the guest's and empty; the shared pages say so, and what time it is."""
         paging, memory = self.paging, self.memory
+        if self.scsi is not None:
+            self.scsi.reset()
         paging.reset()
         self.events.reset()
         self.grants.reset()
@@ -107,9 +113,7 @@ class Domain:
             memory.write(page, words[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
         memory.write(self.shared_info + xen.EVENT_MASK, b"\xff" * (xen.EVENT_CHANNELS // 8))
         memory.write(self.shared_info + xen.UPCALL_MASK, b"\1")
-        # One tick of the TSC is a nanosecond, written as half of twice as much: the factor has no integer part.
-        time = _TIME.pack(2, 0, 0, 0, _EVEN_HALF, 1, 1)
-        memory.write(self.shared_info + xen.VCPU_TIME, time)
+        memory.write(self.shared_info + xen.VCPU_TIME, time_info(2, counter=0, nanoseconds=0))
         memory.write(self.shared_info + xen.WALL_CLOCK, struct.pack("<III", 2, self.services.wall_clock, 0))
         self.console_port, self._raise_console = self.events.connect(self._console_notified)
         self.store_port, self._raise_store = self.events.connect(self._store_notified)
@@ -121,11 +125,23 @@ class Domain:
         self.store.warn = lambda text: self.warn(text)
         self.store.write("domid", b"1")
         self.store.write("name", self.services.name.encode())
+        if self.services.drives is not None:
+            self.scsi = ScsiBackEnd(
+                self.services.drives, self.memory, self.grants, self.events, self.store, self.services.clock
+            )
+            self.scsi.warn = lambda text: self.warn(text)
+            self.scsi.announce()
+            self.store.changed = self.scsi.changed
         self.console = Console(self.memory, console_page, self.services.console)
         self.console.notify = self._raise_console
         self.console.warn = lambda text: self.warn(text)
         if hypercall_page is not None:
             self.memory.write(hypercall_page, hypercall_stubs())
+
+    def quiesce(self) -> None:
+        """Complete what is in flight."""
+        if self.scsi is not None:
+            self.scsi.quiesce()
 
     def _console_notified(self) -> None:
         if self.console is not None:

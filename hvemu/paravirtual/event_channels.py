@@ -117,6 +117,22 @@ class EventChannels:
 
         return port, raise_it
 
+    def bind(self, port: int, notify: Callable[[], None]) -> Callable[[], None]:
+        """Take the other end of a port that the guest has allocated for a back end; returns how to raise it.
+
+        Raises HypercallError where it has allocated none.
+        """
+        unbound = self._in_use(port)
+        if unbound.kind != "unbound" or unbound.detail != xen.DOMID_BACKEND:
+            raise HypercallError(Errno.EINVAL)
+        channel = self._channels[port] = Channel("interdomain", 0, notify)
+
+        def raise_it() -> None:
+            if self._channels.get(port) is channel:
+                self.raise_port(port)
+
+        return raise_it
+
     def close(self, port: int) -> None:
         """No longer in use."""
         channel = self._in_use(port)

@@ -260,8 +260,7 @@ class Hypercalls:
         return 0
 
     def _set_callbacks(self, arguments: Arguments) -> int:
-        event, failsafe = (arguments[0] & 0xFFFF, arguments[1]), (arguments[2] & 0xFFFF, arguments[3])
-        self._cpu.set_callbacks(event, failsafe)
+        self._cpu.set_callback(arguments[0] & 0xFFFF, arguments[1])  # a guest that cannot be entered ends instead
         return 0
 
     def _callback_op(self, arguments: Arguments) -> int:
@@ -269,8 +268,8 @@ class Hypercalls:
         _require(command == 0, Errno.ENOSYS)  # register
         kind, _, selector, address = struct.unpack("<HHII", self._guest.read(at, 12))
         _require(kind in (0, 1), Errno.ENOSYS)  # event, failsafe
-        entry = selector & 0xFFFF, address
-        self._cpu.set_callbacks(entry if kind == 0 else None, entry if kind == 1 else None)
+        if kind == 0:
+            self._cpu.set_callback(selector & 0xFFFF, address)
         return 0
 
     def _set_gdt(self, arguments: Arguments) -> int:

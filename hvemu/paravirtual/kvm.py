@@ -15,17 +15,13 @@ from hvemu.cpu.msr import TSC, MsrError, SyntheticRegisters
 from hvemu.cpu.state import EAX, EBX, ECX, EDX, ESI, CpuPort
 from hvemu.devices.contract import Clock
 from hvemu.memory.guest_memory import GuestPhysicalMemory
+from hvemu.paravirtual import pvclock
 from hvemu.vocabulary import kvm
 from hvemu.vocabulary.addresses import PAGE_SIZE
 from hvemu.vocabulary.exits import VmCall
 from hvemu.vocabulary.outcomes import Outcome, Retire
 
-_SYSTEM_TIME: Final = struct.Struct(
-    "<IIQQIbBH"
-)  # version, padding, TSC, nanoseconds, multiplier, shift, flags, padding
 _WALL_CLOCK: Final = struct.Struct("<III")  # version, seconds, nanoseconds
-_ONE_TO_ONE: Final = (1 << 31, 1)
-"""Multiplier and shift where a tick of the counter is a nanosecond: ``ticks << 1`` times 2**31, divided by 2**32."""
 _NAMES: Final = {kvm.MSR_WALL_CLOCK_OLD: kvm.MSR_WALL_CLOCK, kvm.MSR_SYSTEM_TIME_OLD: kvm.MSR_SYSTEM_TIME}
 _U32: Final = 0xFFFF_FFFF
 _U64: Final = (1 << 64) - 1
@@ -110,11 +106,10 @@ class Kvm(SyntheticRegisters):
 
     def _fill_system_time(self) -> None:
         """A counter, the time then, and how many nanoseconds a tick has."""
-        control, size = self.values[kvm.MSR_SYSTEM_TIME], _SYSTEM_TIME.size
+        control, size = self.values[kvm.MSR_SYSTEM_TIME], pvclock.SIZE
         address = control & ~kvm.ENABLED
         if not control & kvm.ENABLED or not self._is_ram(address, size) or address % PAGE_SIZE + size > PAGE_SIZE:
             return
         now = self._clock.now()
         counter = (now + self.values[TSC]) & _U64
-        page = _SYSTEM_TIME.pack(self._version(address), 0, counter, now, *_ONE_TO_ONE, kvm.TIME_TSC_STABLE, 0)
-        self._memory.write(address, page)
+        self._memory.write(address, pvclock.time_info(self._version(address), counter, now))

@@ -43,6 +43,7 @@ class Store:
         self._watches: dict[tuple[str, str], None] = {}
         self._transactions = 0
         self.notify: Callable[[], None] = lambda: None
+        self.changed: Callable[[str], None] = lambda name: None
         self.warn: Callable[[str], None] = lambda text: None
 
     def read(self, name: str) -> bytes | None:
@@ -107,7 +108,9 @@ class Store:
             path, token = payload.split(b"\0")[:2]
             self._send(_WATCH_EVENT, 0, 0, path + b"\0" + token + b"\0")
         elif kind in (_WRITE, _MKDIR, _RM):
-            self._fire(_path(_text(payload.split(b"\0")[0])))
+            name = _path(_text(payload.split(b"\0")[0]))
+            self._fire(name)
+            self.changed(name)
 
     def _fire(self, path: str) -> None:
         for name, token in self._watches:

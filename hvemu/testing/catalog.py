@@ -27,6 +27,10 @@ class Guest:
     expected_status: int
     timeout: int
     console: tuple[str, ...]
+    paravirtual: str
+    """The guest that is the same program, ported to mode pv; "" if there is none."""
+    disk: int
+    """MiB of a scratch disk that the guest is given when nobody names one; 0 is none."""
 
 
 def guests_directory() -> Path:
@@ -59,6 +63,8 @@ def catalog() -> dict[str, Guest]:
             expected_status=row["expected_status"],
             timeout=row["timeout"],
             console=tuple(row["console"]),
+            paravirtual=row.get("paravirtual", ""),
+            disk=row.get("disk", 0),
         )
         for row in rows
     }

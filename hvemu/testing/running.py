@@ -1,7 +1,7 @@
 """Running a guest from Python: build, run, and get its console, its verdict and its ledger in one value."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hvemu.devices.contract import NoBackend
@@ -55,16 +55,17 @@ class Result:
 
 def guest_configuration(guest: Guest, **changes: Any) -> MachineConfiguration:
     """The machine a catalogue guest wants."""
-    base = MachineConfiguration(
-        image=str(guest.image),
-        name=guest.name,
-        mode=guest.modes[0],
-        memory=guest.memory << 20,
-        append=guest.command_line,
-        loader="disk" if guest.format == "disk" else "auto",
-        serial="none",
-    )
-    return replace(base, **changes)
+    settings: dict[str, Any] = {
+        "image": str(guest.image),
+        "name": guest.name,
+        "mode": guest.modes[0],
+        "memory": guest.memory << 20,
+        "append": guest.command_line,
+        "loader": "disk" if guest.format == "disk" else "auto",
+        "serial": "none",
+        "scratch_disk": 0 if changes.get("disks") else guest.disk << 20,
+    }
+    return MachineConfiguration(**settings | changes)
 
 
 def run_guest(
@@ -89,4 +90,6 @@ def run_guest(
     if prepare is not None:
         prepare(machine)
     stop = machine.run() if position is None else machine.run(position)
+    if stop is not None:
+        machine.close()
     return Result(stop, recording.text(), machine.statistics(), machine)

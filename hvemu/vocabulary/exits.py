@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from hvemu.vocabulary.addresses import Position
 from hvemu.vocabulary.kvm import kvm_call_name
+from hvemu.vocabulary.svm import exit_name
 from hvemu.vocabulary.xen import hypercall_name
 
 
@@ -30,6 +31,8 @@ class ExitKind(StrEnum):
     TRUE_FAULT = "true_fault"
     HIDDEN_FAULT = "hidden_fault"
     TRACED_WRITE = "traced_write"
+    INTERCEPT = "intercept"
+    NESTED_FAULT = "nested_fault"
     HYPERCALL = "hypercall"
     VMCALL = "vmcall"
     HYPERV_CALL = "hyperv_call"
@@ -45,6 +48,7 @@ class AssistKind(StrEnum):
     EXTERNAL_INTERRUPT = "external_interrupt"
     NMI = "nmi"
     SYSENTER = "sysenter"
+    SYSCALL = "syscall"
     CPUID = "cpuid"
     RDTSC = "rdtsc"
     RDMSR = "rdmsr"
@@ -65,6 +69,8 @@ class PagingEvent(StrEnum):
     UNSYNC = "shadow_unsync"
     RESYNC = "shadow_resync"
     UNSHADOW = "shadow_unshadow"
+    NESTED_FILL = "nested_fill"
+    NESTED_WRITE = "nested_write"
 
 
 class TranslationEvent(StrEnum):
@@ -164,18 +170,8 @@ def detail_name(kind: ExitKind | AssistKind | ParavirtualEvent, detail: int) -> 
         return DISPATCHES[detail]
     if kind in (ExitKind.HYPERCALL, ParavirtualEvent.MULTICALL_ENTRY):
         return hypercall_name(detail)
+    if kind is ExitKind.INTERCEPT:
+        return exit_name(detail)
     if kind is ExitKind.VMCALL:
         return kvm_call_name(detail)
     return str(detail) if kind in _BY_VECTOR else f"{detail:#x}"
-
-
-VECTOR_NAMES = {
-    0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 9: "coprocessor overrun",
-    10: "#TS", 11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC", 19: "#XM",
-}  # fmt: skip
-"""SDM vol. 3A, table 6-1."""
-
-
-def vector_name(vector: int) -> str:
-    """``#GP`` for 13; ``vector 0x80`` for what has no name."""
-    return VECTOR_NAMES.get(vector, f"vector {vector:#04x}")

@@ -19,8 +19,6 @@ MSR_SYSTEM_TIME: Final = 0x4B56_4D01
 MSR_PV_EOI: Final = 0x4B56_4D04
 ENABLED: Final = 1
 """Bit 0 of the MSRs of the system time and of PV EOI."""
-TIME_TSC_STABLE: Final = 1
-"""Flag of the system-time page: the TSC never stands still nor runs at another rate."""
 
 EPERM: Final = 1
 ENOSYS: Final = 1000

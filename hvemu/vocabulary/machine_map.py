@@ -9,12 +9,15 @@
     000E0000  ACPI tables                         0092                 system control port A
     000F0000  BIOS stubs, MP table, RSDP          00E9                 debug console
     00100000  RAM up to --memory                  00F4                 isa-debug-exit
-    FEC00000  I/O APIC                            02F8 03F8            16550 COM2, COM1
-    FEE00000  local APIC                          03B4.. 03C0-03DA     VGA registers
-    FFFFFFF0  reset vector (of real hardware)     0510-0511            fw_cfg
+    F8000000  registers of PCI functions          0170-0177 01F0-01F7  IDE channels, if there are drives
+    FEC00000  I/O APIC                            0376 03F6            their device control
+    FEE00000  local APIC                          02F8 03F8            16550 COM2, COM1
+    FFFFFFF0  reset vector (of real hardware)     03B4.. 03C0-03DA     VGA registers
+                                                  0510-0511            fw_cfg
                                                   0600-060B            ACPI PM1a, PM timer
                                                   0CF8-0CFF 0CF9       PCI configuration, reset
                                                   5658                 VMware's backdoor (vmware.py), if shown
+                                                  C000-FFFF            registers of PCI functions
 
 The guests' include file guests/abi/machine_map.h is generated from the constants below.
 """
@@ -37,6 +40,8 @@ MP_TABLE: Final = 0x000F_1000
 RSDP: Final = 0x000F_2000
 BIOS_STUBS: Final = 0x000F_E000
 HIGH_MEMORY: Final = 0x0010_0000
+PCI_MEMORY: Final = 0xF800_0000
+PCI_MEMORY_END: Final = 0xFEBF_FFFF
 IOAPIC_BASE: Final = 0xFEC0_0000
 IOAPIC_SIZE: Final = 0x1000
 LAPIC_BASE: Final = 0xFEE0_0000
@@ -61,6 +66,10 @@ COM2_BASE: Final = 0x2F8
 VGA_REGISTERS: Final = 0x3C0
 VGA_CRTC: Final = 0x3D4
 VGA_STATUS: Final = 0x3DA
+IDE_PRIMARY: Final = 0x1F0
+IDE_PRIMARY_CONTROL: Final = 0x3F6
+IDE_SECONDARY: Final = 0x170
+IDE_SECONDARY_CONTROL: Final = 0x376
 FW_CFG_BASE: Final = 0x510
 ACPI_PM_BASE: Final = 0x600
 ACPI_PM1_EVENT: Final = 0x600
@@ -69,6 +78,12 @@ ACPI_PM_TIMER: Final = 0x608
 PCI_CONFIG_ADDRESS: Final = 0xCF8
 RESET_CONTROL: Final = 0xCF9
 PCI_CONFIG_DATA: Final = 0xCFC
+PCI_PORTS: Final = 0xC000
+
+# Places on PCI bus 0, and the interrupt line of each place that has one
+PCI_IDE: Final = (1, 1)
+PCI_VIRTIO: Final = 3
+PCI_BUSLOGIC: Final = 16
 
 # Interrupt lines of the ISA bus (8259 inputs; the I/O APIC sees line 0 on pin 2)
 IRQ_TIMER: Final = 0
@@ -78,6 +93,12 @@ IRQ_COM2: Final = 3
 IRQ_COM1: Final = 4
 IRQ_RTC: Final = 8
 IRQ_ACPI: Final = 9
+IRQ_VIRTIO: Final = 10
+IRQ_BUSLOGIC: Final = 11
+IRQ_IDE_PRIMARY: Final = 14
+IRQ_IDE_SECONDARY: Final = 15
+PCI_INTERRUPTS: Final = {PCI_VIRTIO: IRQ_VIRTIO, PCI_BUSLOGIC: IRQ_BUSLOGIC}
+"""INTA# of a device on bus 0: the line of both controllers that it drives, level-triggered."""
 IOAPIC_PINS: Final = 24
 IOAPIC_ID: Final = 1
 LAPIC_ID: Final = 0

@@ -30,6 +30,12 @@ EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
 EFER_NXE: Final = 1 << 11
 EFER_SVME: Final = 1 << 12
+PHYSICAL_BITS: Final = 40
+"""Of a physical address, on every CPU model of the engine; CPUID says so."""
+LINEAR_BITS: Final = 48
+LINEAR_MASK: Final = (1 << 64) - 1
+_LOWER_HALF: Final = 1 << LINEAR_BITS - 1
+_UPPER_HALF: Final = (1 << 64) - _LOWER_HALF
 
 # Page-fault error code, SDM vol. 3A, figure 4-12
 ERROR_PRESENT: Final = 1
@@ -45,6 +51,11 @@ def error_words(code: int) -> str:
     """A page-fault error code for people: ``write, user`` for 6. Without "protection" no page was present."""
     access = "fetch" if code & ERROR_FETCH else "write" if code & ERROR_WRITE else "read"
     return ", ".join([access, *(word for bit, word in _ERROR_WORDS if code & bit)])
+
+
+def canonical(linear: int) -> bool:
+    """Whether the bits that 4-level paging does not translate repeat the last that it does (SDM vol. 1, 3.3.7.1)."""
+    return linear < _LOWER_HALF or linear >= _UPPER_HALF
 
 
 class PagingRegisters(NamedTuple):

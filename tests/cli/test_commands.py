@@ -42,12 +42,12 @@ def test_the_list_of_devices_names_the_chips_and_where_they_are(capsys: Captured
     assert {"device": "lapic", "space": "memory", "base": "0xfee00000", "length": "0x1000"} in rows
 
 
-def test_the_list_of_cpus_shows_no_long_mode(capsys: Captured) -> None:
-    """What hvemu lacks, no guest is told to be there."""
+def test_the_list_of_cpus_shows_which_have_long_mode(capsys: Captured) -> None:
+    """All but the two that are 32-bit CPUs."""
     main(["list", "cpus", "--json"])
     for row in json.loads(capsys.readouterr().out):
         assert {"fpu", "tsc"} <= set(row["features"])
-        assert "lm" not in row["features"]
+        assert ("lm" in row["features"]) is (row["cpu"] not in ("pentium3", "qemu32"))
 
 
 @pytest.mark.parametrize("kind", [*ExitKind, *AssistKind, *PagingEvent])

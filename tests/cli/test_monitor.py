@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hvemu.cli.disk import main as disk
 from hvemu.cli.monitor import Monitor
 from hvemu.machine.builder import build
 from hvemu.machine.machine import Machine
@@ -16,8 +17,8 @@ from hvemu.testing.running import guest_configuration
 class Desk:
     """A paused machine with a monitor that talks to us."""
 
-    def __init__(self, name: str = "hello", until: int = 0) -> None:
-        self.machine: Machine = build(guest_configuration(catalog()[name]))
+    def __init__(self, name: str = "hello", until: int = 0, disks: tuple[str, ...] = ()) -> None:
+        self.machine: Machine = build(guest_configuration(catalog()[name], disks=disks))
         if until:
             self.machine.run(until)
         self._output = io.StringIO()
@@ -107,10 +108,30 @@ def test_info_exits_is_the_ledger() -> None:
     assert re.search(r"io_out +\d+  0x3f8: \d+", desk.say("info exits"))
 
 
+def test_info_block_shows_drives_their_files_and_what_these_take(tmp_path: Path) -> None:
+    """As the guest finds them, with all images that a snapshot builds on."""
+    base, top = tmp_path / "base.vhd", tmp_path / "top.vhd"
+    for command in (["create", str(base), "8M"], ["snapshot", str(base), str(top)]):
+        assert 0 == disk(command)
+    desk = Desk("hello", disks=(f"{top},adapter=buslogic", f"{base},read-only,cdrom"))
+    lines = desk.say("info block").splitlines()
+    assert "HVEMU00000: disk at buslogic, 8 MiB, BIOS drive 80h" == lines[0]
+    assert re.fullmatch(rf"  {top}: vhd differencing, [\d.]+ (bytes|[KM]iB) allocated by the host", lines[1])
+    assert lines[2].startswith(f"  {base}: vhd, ")
+    assert "HVEMU00001: CD-ROM at ide, 8 MiB, BIOS drive E0h, read-only" == lines[3]
+    assert lines[4].startswith(f"  {base}: vhd, ")
+    assert "HVEMU00000: disk at ide, 8 MiB, BIOS drive 80h, what is written is forgotten\n" == Desk("disk").say(
+        "info block"
+    )
+    image = catalog()["boot_counter"].image
+    assert f"  {image}: a copy of it in memory\n" in Desk("boot_counter").say("info block")
+    assert "This machine has no drives. Give it one with --disk FILE.\n" == Desk().say("info block")
+
+
 @pytest.mark.parametrize("line", ["info", "info weather", "i"])
 def test_info_about_nothing_says_what_there_is(desk: Desk, line: str) -> None:
     """The topics are the answer."""
-    assert "Say: info registers|mem|irq|exits|balloon.\n" == desk.say(line)
+    assert "Say: info registers|mem|irq|exits|block|balloon.\n" == desk.say(line)
 
 
 def test_x_shows_memory(desk: Desk) -> None:
@@ -126,7 +147,7 @@ def test_x_shows_memory(desk: Desk) -> None:
 @pytest.mark.parametrize("line", ["x", "x here", "x 0x100 many", "x 0x100 1.5"])
 def test_x_without_an_address_says_how_it_is_written(desk: Desk, line: str) -> None:
     """A mistake is answered with an example."""
-    assert desk.say(line).startswith("Say: x ADDRESS [BYTES], as in x 0x100000 32 (")
+    assert desk.say(line).startswith("Say: x ADDRESS [BYTES], as in x 0x100000 32")
 
 
 @pytest.mark.parametrize("line", ["x 0xfee00000 16", "x 0xfffffff8 16", "x -1 4", "x 0x100000 -4", "x 0x1ffffffff 1"])

@@ -92,16 +92,18 @@ REFUSED = [
     ["lab", "sensitive", "--modes", "no_such_mode"],
     ["lab", "sensitive", "--json"],
     ["lab", "sensitive", "--json", "/no/such/folder/file"],
+    ["run", "hello", "-hda", "a.img", "-hda", "b.img"],
+    ["run", "hello", "-cdrom", "a.iso", "-cdrom", "b.iso"],
     ["fly"],
     ["--fly"],
 ]
 LACKING = ["-machine", "-M", "-incoming", "-audiodev", "-bios"]
-USUAL_IN_QEMU = ["-icount", "-rtc", "-boot", "-usb", "-nodefaults", "-global"]
+USUAL_IN_QEMU = ["-icount", "-rtc", "-usb", "-nodefaults", "-global"]
 REPLACED = {
     "-d": "--trace FILE", "-D": "--trace FILE", "-monitor": "Ctrl-A C", "-debugcon": "0xE9", "-device": "0xF4",
-    "-cdrom": "IMAGE", "-hda": "IMAGE", "-drive": "IMAGE", "-enable-kvm": "--mode", "-accel": "--mode",
+    "-fda": "IMAGE", "-drive": "--disk FILE", "-blockdev": "--disk FILE", "-enable-kvm": "--mode", "-accel": "--mode",
     "-net": "no network yet", "-nic": "no network yet", "-netdev": "no network yet", "-vnc": "--display text",
-    "-vga": "--display text",
+    "-vga": "--display text", "-boot": "IMAGE",
 }  # fmt: skip
 
 
@@ -329,7 +331,7 @@ def test_random_first_words_are_answered(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["hello", "--mode", "pv"], "hello.elf is not a paravirtual kernel. Use --mode native or bt."),
+        (["hello", "--mode", "pv"], "hello.elf is not a paravirtual kernel. Use --mode native, bt or svm."),
         (["processes_pv", "--mode", "trap"], "processes_pv.elf is a paravirtual kernel. Use --mode pv."),
         (
             ["hello", "--loader", "xen"],

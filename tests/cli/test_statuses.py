@@ -24,6 +24,18 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hvemu.cli.console.sys.stdin", None)
 
 
+def test_a_guest_that_talks_to_its_screen_alone_is_not_taken_for_mute(tmp_path: Path, capfd: Captured) -> None:
+    """A boot loader without a serial console: the end says where to look; one with it says nothing of the kind."""
+    # mov ax,0E41h / int 10h / jmp $
+    path = tmp_path / "screen.img"
+    path.write_bytes(bytes.fromhex("b8410ecd10ebfe").ljust(510, b"\0") + b"\x55\xaa")
+    words = ["run", str(path), "--max-instructions", "1000"]
+    hint = "its screen has text, its serial line said nothing. Try --display text."
+    assert (124, True) == (main(words), hint in capfd.readouterr().err)
+    assert (124, False) == (main([*words, "--display", "text"]), hint in capfd.readouterr().err)
+    assert (124, False) == (main(["run", "loop_forever", *words[2:]]), hint in capfd.readouterr().err)
+
+
 @pytest.mark.parametrize("name", ENDS_AT_ONCE)
 def test_a_guest_of_the_catalogue_gives_its_status(name: str, capfd: Captured) -> None:
     """Passed, powered off, crashed, slept: each has a number of its own."""

@@ -8,6 +8,7 @@ from hvemu.cpu.cpuid import FEATURE_BITS, CpuId, Leaves
 from hvemu.engine.cpuid_leaves import read_cpuid_leaves
 from hvemu.engine.vcpu import Vcpu
 from hvemu.machine.configuration import CPU_MODELS
+from hvemu.vocabulary.paging import LINEAR_BITS, PHYSICAL_BITS
 
 EVERYTHING: Leaves = {
     **{(leaf, 0): (0xFFFF_FFFF,) * 4 for leaf in range(0x17)},
@@ -22,7 +23,6 @@ HIDDEN = {
     "fma": (1, 2, 12), "pcid": (1, 2, 17), "dtes64": (1, 2, 2), "vme": (1, 3, 1), "mce": (1, 3, 7), "mca": (1, 3, 14),
     "htt": (1, 3, 28), "acpi": (1, 3, 22), "avx2": (7, 1, 5), "smep": (7, 1, 7), "rdseed": (7, 1, 18),
     "smap": (7, 1, 20), "fsgsbase": (7, 1, 0), "avx512f": (7, 1, 16), "sha": (7, 1, 29),
-    "long mode": (0x8000_0001, 3, 29), "1 GiB pages": (0x8000_0001, 3, 26), "syscall": (0x8000_0001, 3, 11),
     "svm": (0x8000_0001, 2, 2), "xop": (0x8000_0001, 2, 11), "fma4": (0x8000_0001, 2, 16),
 }  # fmt: skip
 
@@ -88,6 +88,17 @@ def test_every_question_has_an_answer(leaf: int, subleaf: int) -> None:
     """Four 32-bit values."""
     for leaves in (EVERYTHING, {(0, 0): (1, 0, 0, 0), (1, 0): (0, 0, 0, 0)}):
         assert all(0 <= value <= 0xFFFF_FFFF for value in CpuId(leaves).query(leaf, subleaf))
+
+
+@pytest.mark.parametrize("model", CPU_MODELS)
+def test_long_mode_is_shown_as_a_whole_or_not_at_all(model: str) -> None:
+    """With SYSCALL, PAE and address sizes that the page walk honours; the 32-bit models have nothing of it."""
+    cpuid = CpuId(read_cpuid_leaves(Vcpu(model)))
+    assert cpuid.has("lm") is (model not in ("pentium3", "qemu32"))
+    if cpuid.has("lm"):
+        assert {"syscall", "pae", "msr", "pge", "fxsr", "sse2", "cmov"} <= set(cpuid.features())
+        assert PHYSICAL_BITS | LINEAR_BITS << 8 == cpuid.query(0x8000_0008, 0)[0]
+    assert cpuid.is_amd() is model.startswith(("opteron", "epyc", "phenom"))
 
 
 @pytest.mark.parametrize("model", CPU_MODELS)

@@ -6,11 +6,18 @@ from hypothesis import strategies as st
 
 from hvemu.cpu.msr import (
     APIC_BASE,
+    CSTAR,
     EFER,
+    FS_BASE,
+    GS_BASE,
+    KERNEL_GS_BASE,
+    LSTAR,
     MISC_ENABLE,
     MTRR_DEFAULT,
     MTRRCAP,
     PAT,
+    SFMASK,
+    STAR,
     SYSENTER_CS,
     SYSENTER_EIP,
     SYSENTER_ESP,
@@ -20,8 +27,9 @@ from hvemu.cpu.msr import (
     MsrError,
 )
 from hvemu.vocabulary.machine_map import LAPIC_BASE
-from hvemu.vocabulary.paging import EFER_LME, EFER_NXE, EFER_SCE, EFER_SVME
+from hvemu.vocabulary.paging import EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, EFER_SVME
 
+LONG = EFER_SCE | EFER_LME
 quads = st.integers(0, (1 << 64) - 1)
 SOME = [*range(0x10, 0x300), *range(0xC000_0080, 0xC000_0110), *range(0xC001_0000, 0xC001_0120)]
 
@@ -112,14 +120,63 @@ def test_power_on_sets_the_counter_back() -> None:
 
 @pytest.mark.parametrize(
     ("no_execute", "long_mode", "allowed"),
-    [(False, False, 0), (True, False, EFER_NXE), (True, True, EFER_NXE | EFER_SCE), (False, True, EFER_SCE)],
+    [(False, False, 0), (True, False, EFER_NXE), (True, True, EFER_NXE | LONG), (False, True, LONG)],
 )
 def test_efer_takes_only_what_the_cpu_has(no_execute: bool, long_mode: bool, allowed: int) -> None:
-    """Everything else is reserved."""
+    """Everything else is reserved; no nested virtualization."""
     desk = Desk(no_execute=no_execute, long_mode=long_mode)
     assert desk.takes(EFER, allowed)
     for bit in (EFER_SCE, EFER_NXE, EFER_LME, EFER_SVME, 1 << 1, 1 << 63):
         assert bool(bit & allowed) == desk.takes(EFER, bit)
+
+
+def test_long_mode_is_not_turned_on_or_off_under_paging() -> None:
+    """LME is frozen while CR0.PG is 1; the other bits are not."""
+    desk = Desk(long_mode=True)
+    desk.msrs.paging_enabled = lambda: True
+    assert not desk.takes(EFER, EFER_LME)
+    assert desk.takes(EFER, EFER_NXE)
+    desk.msrs.values[EFER] = EFER_LME
+    assert not desk.takes(EFER, EFER_NXE)
+    assert desk.takes(EFER, EFER_LME | EFER_SCE)
+
+
+def test_what_is_written_to_lma_does_not_count() -> None:
+    """The CPU sets and clears it, with CR0.PG."""
+    desk = Desk(long_mode=True)
+    desk.msrs.write(EFER, EFER_LME | EFER_LMA)
+    assert EFER_LME == desk.msrs.read(EFER)
+    desk.msrs.live[EFER] = lambda: EFER_LME | EFER_LMA
+    desk.msrs.write(EFER, EFER_LME | EFER_SCE)
+    assert EFER_LME | EFER_LMA | EFER_SCE == desk.msrs.values[EFER]
+
+
+@pytest.mark.parametrize("index", [LSTAR, CSTAR, FS_BASE, GS_BASE, KERNEL_GS_BASE, SYSENTER_ESP, SYSENTER_EIP], ids=hex)
+def test_addresses_are_canonical(index: int) -> None:
+    """48 bits, with a sign; without long mode there is no such register, or it has 32 bits."""
+    desk = Desk(long_mode=True)
+    for value in (0, 0x7FFF_FFFF_FFFF, 0xFFFF_8000_0000_0000, (1 << 64) - 1):
+        assert desk.takes(index, value)
+    for value in (1 << 47, 0x7FFF_8000_0000_0000, 0xFFFF_7FFF_FFFF_FFFF, 1 << 63):
+        assert not desk.takes(index, value)
+    with pytest.raises(MsrError):
+        Desk().msrs.write(index, (1 << 64) - 1)
+
+
+def test_the_mask_of_syscall_has_32_bits() -> None:
+    """The upper half of RFLAGS does not exist."""
+    desk = Desk(long_mode=True)
+    assert desk.takes(SFMASK, 0xFFFF_FFFF)
+    assert not desk.takes(SFMASK, 1 << 32)
+    assert desk.takes(STAR, (1 << 64) - 1)
+
+
+def test_live_registers_are_read_where_they_are() -> None:
+    """What the CPU changes without WRMSR; what it does not have stays away."""
+    desk = Desk(long_mode=True)
+    desk.msrs.live = {GS_BASE: lambda: 0x5000, 0x1234: lambda: 1}
+    assert 0x5000 == desk.msrs.read(GS_BASE) == desk.msrs.present_values()[GS_BASE]
+    assert 0x1234 not in desk.msrs.present_values()
 
 
 def test_the_apic_base_stays_where_it_is() -> None:

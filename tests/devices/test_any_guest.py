@@ -8,23 +8,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvemu.devices.acpi_pm import AcpiPm
+from hvemu.devices.ata_disk import AtaDisk
+from hvemu.devices.atapi import AtapiCdrom
 from hvemu.devices.cmos_rtc import CmosRtc
 from hvemu.devices.contract import Device, DeviceState
 from hvemu.devices.debug_ports import DebugConsole, DebugExit, PostPort, ResetControl, SystemControlPortA
 from hvemu.devices.eoi_flag import EoiFlag
 from hvemu.devices.fw_cfg import FwCfg
 from hvemu.devices.i8042 import I8042
+from hvemu.devices.ide import IdeChannel
 from hvemu.devices.ioapic import IoApic
 from hvemu.devices.lapic import LocalApic
 from hvemu.devices.pci import PciHost
-from hvemu.devices.pci_chipset import HostBridge, IsaBridge, PowerManagement
+from hvemu.devices.pci_chipset import HostBridge, IdeFunction, IsaBridge, PowerManagement
 from hvemu.devices.pic8259 import Pic8259Pair
 from hvemu.devices.pit8254 import Pit8254, SystemControlPortB
+from hvemu.devices.scsi.bus import ScsiBus
+from hvemu.devices.scsi.buslogic import BusLogic, BusLogicFunction
+from hvemu.devices.scsi.cdrom import ScsiCdrom
 from hvemu.devices.uart16550 import Uart16550
 from hvemu.devices.vga_text import VgaText
 from hvemu.vocabulary.addresses import GuestPhysical, Port
 
 from .fakes import FakeBackend, FakeCalls, FakeClock, FakeIrqLine, FakeMemory
+from .scsi.desk import FakeMedium
 
 
 class Board:
@@ -54,7 +61,16 @@ class Board:
         self.pci = PciHost(reset_control=ResetControl(on_reset=calls()))
         self.pci.add(0, 0, HostBridge())
         self.pci.add(1, 0, IsaBridge())
+        self.pci.add(1, 1, IdeFunction())
         self.pci.add(1, 3, PowerManagement(pm_base=Port(0x600)))
+        self.disk_medium = FakeMedium(1 << 16)
+        self.ide = IdeChannel(
+            [AtaDisk(self.disk_medium, serial="HV1"), AtapiCdrom(ScsiCdrom(FakeMedium(1 << 16), serial="CD0"))],
+            clock=clock,
+            irq=self.pair.line(14),
+        )
+        self.adapter = BusLogic(ScsiBus(), memory=self.memory, clock=clock, irq=line())
+        self.pci.add(2, 0, BusLogicFunction(self.adapter))
         self.devices: list[tuple[Device, int]] = [
             (self.uart, 8),
             (self.pair.master, 2),
@@ -78,6 +94,9 @@ class Board:
             (SystemControlPortA(on_reset=calls(), a20=calls()), 1),
             (FwCfg(files={"etc/file": b"content"}), 2),
             (self.acpi, 12),
+            (self.ide.command, 8),
+            (self.ide.control, 1),
+            (self.adapter, 4),
         ]
 
     def _end_of_interrupt(self, vector: int) -> None:
@@ -87,7 +106,7 @@ class Board:
 DEVICES = range(len(Board().devices))
 NAMES = [device.name for device, _ in Board().devices]
 
-FREE_LINES = (3, 5, 6, 7, 10, 11, 13, 14, 15)  # the others belong to devices, which drive them
+FREE_LINES = (3, 5, 6, 7, 10, 11, 13, 15)  # the others belong to devices, which drive them
 
 ADDRESSES = st.one_of(
     st.integers(0, 15), st.integers(0, 0xFFF), st.integers(0, 0xFF).map(lambda number: number * 16), st.just(0x10)
@@ -126,7 +145,7 @@ def poke(board: Board, offset: int, value: int) -> None:
     acts: tuple[Callable[[], object], ...] = (
         lambda: board.uart.receive(bytes((value & 0xFF,)) * (offset & 31)),
         lambda: board.keyboard.type_text("Hello, World!"),
-        lambda: board.pair.set_irq(FREE_LINES[offset % 9], bool(value & 1)),
+        lambda: board.pair.set_irq(FREE_LINES[offset % 8], bool(value & 1)),
         board.pair.acknowledge,
         lambda: board.ioapic.set_irq(offset % 24, bool(value & 1)),
         lambda: board.lapic.set_lint0(bool(value & 1)),
@@ -143,6 +162,7 @@ def restored(board: Board) -> Board:
     """Another board, from states that went through JSON."""
     other = Board(board.clock.now())
     other.memory.bytes = dict(board.memory.bytes)
+    other.disk_medium.data[:] = board.disk_medium.data
     for (device, _), (copy, _) in zip(board.devices, other.devices, strict=True):
         state = device.state()
         fields = json.loads(json.dumps(state.fields))

@@ -9,6 +9,18 @@ from pathlib import Path
 
 import pytest
 
+INIT = b"""#!/bin/busybox sh
+busybox mount -t proc proc /proc
+busybox uname -sm
+echo "sum $(busybox expr 6000 \\* 7)"
+busybox sha256sum /bin/busybox
+busybox grep -c . /proc/interrupts
+busybox cat /proc/interrupts
+echo user programs are done
+busybox reboot -f
+"""
+"""What the initial RAM disk does: work that shows, and a reboot."""
+
 
 @functools.cache
 def _prepare_lists():
@@ -49,17 +61,16 @@ def one_file(package, pattern):
     return found[0]
 
 
-def kernel_package():
-    """The package that linux-image-686 depends on today."""
+def kernel_package(architecture="i386"):
+    """The package that linux-image-686 depends on today, or linux-image-cloud-amd64."""
     _prepare_lists()
+    name = "linux-image-686:i386" if architecture == "i386" else "linux-image-cloud-amd64:amd64"
     if shutil.which("apt-cache") is None:
-        pytest.skip("no apt-cache here to find Debian's kernel for 686")
-    text = subprocess.run(
-        ["apt-cache", "depends", "linux-image-686:i386"], check=False, capture_output=True, text=True
-    ).stdout
+        pytest.skip(f"no apt-cache here to find what {name} is")
+    text = subprocess.run(["apt-cache", "depends", name], check=False, capture_output=True, text=True).stdout
     names = [line.split()[-1] for line in text.splitlines() if "Depends: linux-image-" in line]
     if not names:
-        pytest.skip("apt-cache knows no linux-image-686:i386")
+        pytest.skip(f"apt-cache knows no {name}")
     return names[0]
 
 
@@ -73,3 +84,22 @@ def initramfs(files):
         archive += bytes(-len(archive) % 4) + data
         archive += bytes(-len(archive) % 4)
     return archive
+
+
+def linux(architecture="i386"):
+    """Debian's kernel, an initial RAM disk whose busybox works and reboots, and that busybox."""
+    kernel = one_file(kernel_package(architecture), "boot/vmlinuz-*")
+    busybox = one_file(f"busybox-static:{architecture}", "bin/busybox").read_bytes()
+    archive = initramfs(
+        [
+            ("bin", 0o40755, b"", (0, 0)),
+            ("dev", 0o40755, b"", (0, 0)),
+            ("proc", 0o40755, b"", (0, 0)),
+            ("dev/console", 0o20600, b"", (5, 1)),
+            ("bin/busybox", 0o100755, busybox, (0, 0)),
+            ("init", 0o100755, INIT, (0, 0)),
+        ]
+    )
+    path = kernel.parent / "initramfs-hvemu"
+    path.write_bytes(archive)
+    return kernel, path, busybox

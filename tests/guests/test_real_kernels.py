@@ -1,4 +1,4 @@
-"""Unmodified kernels from Debian's packages boot and work: memtest86+ and Linux for 686."""
+"""Unmodified kernels from Debian's packages boot and work: memtest86+ and Linux, of 32 and of 64 bits."""
 
 import hashlib
 import re
@@ -9,33 +9,33 @@ from hvemu.devices.contract import NoBackend
 from hvemu.machine.board import Backends
 from hvemu.machine.builder import build
 from hvemu.machine.configuration import MachineConfiguration
+from tests.techniques import settings
 from hvemu.testing.running import Recording, run_guest
+from hvemu.vocabulary.errors import UserError
 from hvemu.vocabulary.machine_map import LAPIC_BASE
-from tests.guests.packages import initramfs, kernel_package, one_file
+from tests.guests.packages import kernel_package, linux, one_file
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packages")]  # which are taken by one process at a time
 
 MEMTEST_LIMIT = 12_000_000_000
 LINUX_LIMIT = 30_000_000_000
-INIT = b"""#!/bin/busybox sh
-busybox mount -t proc proc /proc
-busybox uname -sm
-echo "sum $(busybox expr 6000 \\* 7)"
-busybox sha256sum /bin/busybox
-busybox grep -c . /proc/interrupts
-busybox cat /proc/interrupts
-echo user programs are done
-busybox reboot -f
-"""
 
 
-@pytest.mark.parametrize(("megabytes", "mode"), [(64, "native"), (256, "native"), (64, "bt")])
-def test_memtest86_tests_memory_without_an_error(megabytes, mode):
+@pytest.mark.parametrize(
+    ("kind", "megabytes", "technique"),
+    [
+        ("ia32", 64, "native"), ("ia32", 256, "native"), ("ia32", 64, "bt"), ("ia32", 64, "svm"),
+        ("ia32", 64, "svm/shadow"), ("x64", 64, "native"), ("x64", 64, "svm"),
+    ],
+)  # fmt: skip
+def test_memtest86_tests_memory_without_an_error(kind, megabytes, technique):
     """It shows the right memory size, gets through its first tests, and says so on the screen and on the serial line."""
     recording = Recording()
-    image = one_file("memtest86+", "boot/*ia32.bin")
+    without = ("lm",) if technique in ("bt", "svm/shadow") else ()  # also the 32-bit one would run in long mode, in compatibility mode
+    image = one_file("memtest86+", f"boot/*{kind}.bin")
     configuration = MachineConfiguration(
-        image=str(image), memory=megabytes << 20, append="console=ttyS0", serial="none", mode=mode
+        image=str(image), memory=megabytes << 20, append="console=ttyS0", serial="none", cpu_without=without,
+        **settings(technique),
     )
     machine = build(configuration, backends=Backends(recording, NoBackend(), NoBackend()))
     tests = set()
@@ -66,24 +66,13 @@ def test_linux_in_mode_trap_is_fooled_and_told_by_what():
     assert re.search(r"fooled it in \d+ places, last at EIP 0xc[0-9a-f]{7} 'pushfd' pushes IF=1", result.stop.reason)
 
 
-def boot_linux(command_line, mode, **changes):
+def boot_linux(command_line, technique, architecture="i386", **changes):
     """Boot Debian's kernel with an initramfs made of busybox; returns the result."""
-    kernel = one_file(kernel_package(), "boot/vmlinuz-*")
-    busybox = one_file("busybox-static:i386", "bin/busybox").read_bytes()
-    archive = initramfs(
-        [
-            ("bin", 0o40755, b"", (0, 0)),
-            ("dev", 0o40755, b"", (0, 0)),
-            ("proc", 0o40755, b"", (0, 0)),
-            ("dev/console", 0o20600, b"", (5, 1)),
-            ("bin/busybox", 0o100755, busybox, (0, 0)),
-            ("init", 0o100755, INIT, (0, 0)),
-        ]
-    )
-    path = kernel.parent / "initramfs-hvemu"
-    path.write_bytes(archive)
+    kernel, path, busybox = linux(architecture)
+    memory = 128 << 20 if architecture == "i386" else 256 << 20
     configuration = MachineConfiguration(
-        image=str(kernel), initrd=str(path), memory=128 << 20, append=command_line, serial="none", mode=mode, **changes
+        image=str(kernel), initrd=str(path), memory=memory, append=command_line, serial="none",
+        **settings(technique), **changes
     )
     return run_guest(configuration, position=LINUX_LIMIT), hashlib.sha256(busybox).hexdigest()
 
@@ -95,14 +84,16 @@ def boot_linux(command_line, mode, **changes):
         ("console=ttyS0 panic=-1 noapic nolapic acpi=off pci=off", "XT-PIC", "native"),
         ("console=ttyS0 panic=-1", "IO-APIC", "native"),
         ("console=ttyS0 panic=-1 noapic nolapic acpi=off pci=off", "XT-PIC", "bt"),
+        ("console=ttyS0 panic=-1", "IO-APIC", "svm"),
+        ("console=ttyS0 panic=-1 noapic nolapic acpi=off pci=off", "XT-PIC", "svm/shadow"),
     ],
-    ids=["minimal-pc", "apic-acpi-pci", "translated"],
+    ids=["minimal-pc", "apic-acpi-pci", "translated", "nested-paging", "shadow-paging-under-svm"],
 )
 def test_debian_kernel_boots_to_user_programs_and_reboots(command_line, controller, mode):
     """uname, a sum and a checksum are right, interrupts come the way the command line says, and reboot is clean."""
     result, checksum = boot_linux(command_line, mode)
     console = result.console
-    assert "Linux i686" in console, console[-3000:]
+    assert "Linux i686" in console, (result.stop, console[-3000:])
     assert "sum 42000" in console
     assert checksum in console
     assert controller in console
@@ -114,6 +105,38 @@ def test_debian_kernel_boots_to_user_programs_and_reboots(command_line, controll
     if controller == "IO-APIC":
         assert "ACPI: Interpreter enabled" in console
         assert "PCI: Using configuration type 1" in console
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    ("command_line", "controller", "technique", "model"),
+    [
+        ("console=ttyS0 panic=-1 noapic nolapic acpi=off pci=off", "XT-PIC", "native", "penryn"),
+        ("console=ttyS0 panic=-1", "IO-APIC", "native", "penryn"),
+        ("console=ttyS0 panic=-1 earlyprintk=ttyS0", "IO-APIC", "native", "opteron-g3"),
+        ("console=ttyS0 panic=-1 earlyprintk=ttyS0", "IO-APIC", "svm", "opteron-g3"),
+    ],
+    ids=["minimal-pc", "apic-acpi-pci", "amd", "amd-nested-paging"],
+)
+def test_debian_kernel_of_64_bits_boots_to_user_programs_and_reboots(command_line, controller, technique, model):
+    """Entered in 32-bit code, it goes to long mode by itself; programs come into the kernel by SYSCALL."""
+    result, checksum = boot_linux(command_line, technique, "amd64", cpu=model)
+    console = result.console
+    for words in ("Linux x86_64", "sum 42000", checksum, controller, "user programs are done"):
+        assert words in console, console[-3000:]
+    for words in ("Kernel panic", "unchecked MSR access", "BUG", "WARNING"):
+        assert words not in console
+    assert result.statistics["assists"]["syscall"] > 500
+    assert 0 == result.status, console[-2000:]
+    assert "reset" in result.stop.reason
+
+
+@pytest.mark.parametrize("mode", ["trap", "bt"])
+def test_a_kernel_of_64_bits_is_refused_where_it_cannot_run(mode):
+    """By name, before anything runs."""
+    kernel = one_file(kernel_package("amd64"), "boot/vmlinuz-*")
+    with pytest.raises(UserError, match=f"vmlinuz-.*is a 64-bit kernel, which mode {mode} cannot run"):
+        build(MachineConfiguration(image=str(kernel), memory=256 << 20, serial="none", mode=mode))
 
 
 def test_grub_for_xen_boots_and_obeys_in_mode_pv():

@@ -148,9 +148,12 @@ def test_a_command_is_passed_on(desk: Desk) -> None:
     assert ["-m", "hvemu"] == desk.hv()
 
 
-def test_test_is_pytest_without_the_slow_ones(desk: Desk) -> None:
-    """--all takes the filter away; other words go to pytest, from the project's folder."""
-    assert ["-m", "pytest", "-m", "not slow"] == desk.hv("test")
-    assert ["-m", "pytest", "-m", "not slow", "-x", "tests/cli"] == desk.hv("test", "-x", "tests/cli")
-    assert ["-m", "pytest", "-x"] == desk.hv("test", "--all", "-x")
+def test_test_is_pytest_without_the_slow_ones(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--all takes the filter away; other words go to pytest, from the project's folder. Two processes share them."""
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    shared = ["-m", "pytest", "-n", "2", "--dist", "loadgroup"]
+    assert [*shared, "-m", "not slow"] == desk.hv("test")
+    assert [*shared, "-m", "not slow", "-x", "tests/cli"] == desk.hv("test", "-x", "tests/cli")
+    assert ["-m", "pytest", "-m", "not slow", "-n", "0"] == desk.hv("test", "-n", "0")
+    assert [*shared, "-x"] == desk.hv("test", "--all", "-x")
     assert desk.folder == Path.cwd()

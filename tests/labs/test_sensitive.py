@@ -261,6 +261,16 @@ def test_the_lab_prints_a_table_and_writes_it_down(tmp_path, capsys):
     assert (["native"], 36) == (data["modes"], len(data["rows"]))
 
 
+@pytest.mark.parametrize("ring", RINGS)
+@pytest.mark.parametrize("mnemonic", TEXTS)
+def test_under_svm_nothing_leaks_and_nothing_traps(mnemonic, ring):
+    """In the kernel and in the program: that is what the CPU was changed for."""
+    row = Row(mnemonic, ring, {mode: observe(mnemonic, ring, mode) for mode in ("native", "svm")})
+    assert "equivalent" == row.verdicts()["svm"]
+    assert () == row.observations["svm"].traps
+    assert row.observations["native"].saw == row.observations["svm"].saw != {}
+
+
 def test_the_labs_are_listed(capsys):
     """And each says how it is used."""
     assert 2 == main(["lab"])

@@ -1,6 +1,5 @@
-"""The BIOS services, called as a stub in the BIOS segment calls them, with fake ports around."""
+"""The BIOS services but those of disks."""
 
-import mmap
 import struct
 from collections.abc import Iterator
 
@@ -12,130 +11,22 @@ from hvemu.cpu.state import (
     CS,
     DS,
     EAX,
-    EBP,
     EBX,
     ECX,
-    EDI,
     EDX,
     ES,
-    ESI,
     ESP,
     FLAG_CF,
     FLAG_ZF,
     SS,
     Segment,
-    VirtualCpu,
 )
-from hvemu.loader import firmware
-from hvemu.loader.bios import HEADS, SECTORS, Bios
 from hvemu.loader.contract import memory_map
 from hvemu.vocabulary import machine_map as at
 from hvemu.vocabulary.paging import CR0_PE
 
-from .images import boot_sector, ram
-
-STACK, BUFFER = 0x7000, 0x8000
-SUCCEED, FAIL = 0x203, 0x202
-REGISTERS = {"ax": EAX, "bx": EBX, "cx": ECX, "dx": EDX, "si": ESI, "di": EDI, "bp": EBP}
-BDA = at.BIOS_DATA_AREA
-
-
-class FakePorts:
-    """Ports that answer from a table, keys from a queue, and remember every write."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, int] = {}
-        self.keys: list[int] = []
-        self.cmos: dict[int, int] = {}
-        self.written: list[tuple[int, int]] = []
-
-    def read(self, port: int, size: int) -> int:
-        if port == at.I8042_DATA:
-            return self.keys.pop(0) if self.keys else 0
-        if port == at.CMOS_BASE + 1:
-            index = next(value for number, value in reversed(self.written) if number == at.CMOS_BASE)
-            return self.cmos.get(index, 0)
-        return self.values.get(port, (1 << 8 * size) - 1)
-
-    def write(self, port: int, size: int, value: int) -> None:
-        assert 0 <= value < 1 << 8 * size
-        self.written.append((port, value))
-
-
-class Desk:
-    """Memory with firmware in it, a CPU in real mode, a disk, and INT n."""
-
-    def __init__(self, disk: bytes | None = None, size: int = 4 << 20) -> None:
-        self.memory = ram(size)
-        firmware.install(self.memory)
-        self.memory.write(at.VGA_TEXT_BUFFER, b" \x07" * 2000)
-        self.cpu = VirtualCpu()
-        self.ports = FakePorts()
-        self.disk = None if disk is None else bytearray(disk)
-        self.bios = Bios(self.memory, self.cpu, self.ports.read, self.ports.write, self.disk)
-
-    def interrupt(self, vector: int, *, flags: int = SUCCEED, **registers: int) -> "Desk":
-        """Go through the interrupt vector to the stub, as the CPU does, and let the service work.
-
-        The caller's carry is set, so that a service has to clear it; pass ``FAIL`` where it has to set it.
-        """
-        for name, value in registers.items():
-            self.cpu.set_gpr(REGISTERS[name], value)
-        offset, selector = struct.unpack("<HH", self.memory.read(4 * vector, 4))
-        self.memory.write(STACK, struct.pack("<HHHH", 0x7C00, 0, flags, 0))
-        self.cpu.set_gpr(ESP, STACK)
-        self.cpu.set_segment(CS, Segment(selector, selector << 4, 0xFFFF, 0x9B00))
-        self.cpu.set_eip(offset)
-        self.bios.call()
-        return self
-
-    @property
-    def flags(self) -> int:
-        """Flags as IRET will pop them."""
-        return int.from_bytes(self.memory.read(STACK + 4, 2), "little")
-
-    @property
-    def carry(self) -> bool:
-        """Whether the caller will see a failure."""
-        assert 0x202 == self.flags & ~(FLAG_CF | FLAG_ZF)
-        assert b"\0\0" == self.memory.read(STACK + 6, 2)
-        return bool(self.flags & FLAG_CF)
-
-    def __getattr__(self, name: str) -> int:
-        """``ax`` or ``ah`` and the like."""
-        if name in REGISTERS:
-            return self.cpu.gpr(REGISTERS[name]) & 0xFFFF
-        if len(name) == 2 and name[1] in "hl" and name[0] + "x" in REGISTERS:
-            return self.cpu.gpr(REGISTERS[name[0] + "x"]) >> (8 if name[1] == "h" else 0) & 0xFF
-        raise AttributeError(name)
-
-    def bda(self, offset: int, size: int = 2) -> int:
-        """A field of the BIOS data area."""
-        return int.from_bytes(self.memory.read(BDA + offset, size), "little")
-
-    def row(self, number: int) -> str:
-        """The characters of a screen row."""
-        return self.memory.read(at.VGA_TEXT_BUFFER + 160 * number, 160)[::2].decode("cp437")
-
-    def attributes(self, number: int) -> bytes:
-        """The colours of a screen row."""
-        return self.memory.read(at.VGA_TEXT_BUFFER + 160 * number, 160)[1::2]
-
-    def type(self, text: str) -> None:
-        """Teletype a text."""
-        for character in text:
-            self.interrupt(0x10, ax=0x0E00 | ord(character))
-
-    def press(self, *codes: int) -> None:
-        """Scan codes arrive, one interrupt each."""
-        for code in codes:
-            self.ports.keys.append(code)
-            self.interrupt(9)
-
-    def number_the_rows(self) -> None:
-        """Each row begins with its letter."""
-        for row in range(25):
-            self.memory.write(at.VGA_TEXT_BUFFER + 160 * row, bytes((0x41 + row, 0x17)) * 80)
+from .bios_desk import BDA, BUFFER, FAIL, REGISTERS, SUCCEED, Desk
+from .images import boot_sector, cdrom
 
 
 @pytest.fixture
@@ -329,195 +220,6 @@ def test_writing_a_string(desk: Desk, mode: int, text: bytes, attributes: bytes,
     assert ("  Hi! ", attributes, cursor) == (desk.row(4)[:6], desk.attributes(4)[2:5], desk.bda(0x50))
 
 
-# ---------------------------------------------------------------------- INT 13h
-
-
-DISK = boot_sector(sectors=3 * HEADS * SECTORS)
-
-
-@pytest.fixture
-def disk_desk() -> Desk:
-    return Desk(DISK)
-
-
-def chs(block: int) -> tuple[int, int]:
-    """CX and DX for a block number."""
-    cylinder, rest = divmod(block, HEADS * SECTORS)
-    head, sector = divmod(rest, SECTORS)
-    return (cylinder & 0xFF) << 8 | (cylinder >> 2 & 0xC0) | sector + 1, head << 8 | 0x80
-
-
-def packet(block: int, count: int, *, segment: int = 0, offset: int = BUFFER, length: int = 16) -> bytes:
-    """A disk address packet (EDD 3.0)."""
-    return struct.pack("<BBHHHQ", length, 0, count, offset, segment, block)
-
-
-@pytest.mark.parametrize(
-    "block", [0, 1, SECTORS - 1, SECTORS, HEADS * SECTORS - 1, HEADS * SECTORS, 3 * HEADS * SECTORS - 1]
-)
-def test_reading_by_cylinder_head_and_sector(disk_desk: Desk, block: int) -> None:
-    """Every edge of the geometry; AL keeps the count."""
-    cx, dx = chs(block)
-    disk_desk.interrupt(0x13, ax=0x0201, bx=BUFFER, cx=cx, dx=dx)
-    assert (False, 0x0001) == (disk_desk.carry, disk_desk.ax)
-    assert DISK[512 * block : 512 * block + 512] == disk_desk.memory.read(BUFFER, 512)
-
-
-def test_reading_many_sectors_into_a_segment(disk_desk: Desk) -> None:
-    """ES counts."""
-    disk_desk.cpu.set_segment(ES, Segment(0x2000, 0x2_0000, 0xFFFF, 0x9300))
-    cx, dx = chs(60)
-    disk_desk.interrupt(0x13, ax=0x02FF, bx=0x0010, cx=cx, dx=dx)
-    assert (False, 0x00FF) == (disk_desk.carry, disk_desk.ax)
-    assert DISK[512 * 60 : 512 * 315] == disk_desk.memory.read(0x2_0010, 512 * 255)
-
-
-def test_writing_and_verifying(disk_desk: Desk) -> None:
-    """What is written can be read; verifying moves nothing."""
-    cx, dx = chs(70)
-    disk_desk.memory.write(BUFFER, b"new content".ljust(512, b"."))
-    disk_desk.interrupt(0x13, ax=0x0301, bx=BUFFER, cx=cx, dx=dx)
-    assert disk_desk.disk is not None
-    assert b"new content".ljust(512, b".") == disk_desk.disk[512 * 70 : 512 * 71]
-    disk_desk.memory.write(BUFFER, bytes(512))
-    assert not disk_desk.interrupt(0x13, ax=0x0401, bx=BUFFER, cx=cx, dx=dx).carry
-    assert bytes(512) == disk_desk.memory.read(BUFFER, 512)
-    assert len(DISK) == len(disk_desk.disk)
-
-
-@pytest.mark.parametrize(
-    ("ax", "cx", "dx", "status"),
-    [
-        (0x0201, 0x0000, 0x0080, 0x01),
-        (0x0200, 0x0001, 0x0080, 0x01),
-        (0x0201, 0x0001, 0x1080, 0x01),
-        (0x0201, 0x0301, 0x0080, 0x04),
-        (0x0202, 0x023F, 0x0F80, 0x04),
-        (0x0301, 0xFFFF, 0x0F80, 0x04),
-        (0x0201, 0x0001, 0x0081, 0x01),
-        (0x0201, 0x0001, 0x0000, 0x01),
-        (0x0501, 0x0001, 0x0080, 0x01),
-    ],
-    ids=[
-        "sector 0", "no sectors", "head 16", "behind the end", "across the end", "write far behind",
-        "second disk", "floppy", "format",
-    ],
-)  # fmt: skip
-def test_what_a_disk_refuses(disk_desk: Desk, ax: int, cx: int, dx: int, status: int) -> None:
-    """Carry and a status; no sector is moved, neither here nor there."""
-    disk_desk.memory.write(BUFFER, b"untouched")
-    disk_desk.interrupt(0x13, ax=ax, bx=BUFFER, cx=cx, dx=dx, flags=FAIL)
-    assert (True, status) == (disk_desk.carry, disk_desk.ah)
-    assert (b"untouched", DISK) == (disk_desk.memory.read(BUFFER, 9), disk_desk.disk)
-    if ax >> 8 in (2, 3) and dx & 0xFF == 0x80:
-        assert 0 == disk_desk.al
-
-
-def test_geometry(disk_desk: Desk) -> None:
-    """Last cylinder, last head, sectors a track, one drive."""
-    disk_desk.interrupt(0x13, ax=0x0800, bx=0xFFFF, cx=0, dx=0x0080)
-    assert (False, 0) == (disk_desk.carry, disk_desk.ah)
-    assert (0x0200 | SECTORS, (HEADS - 1) << 8 | 1) == (disk_desk.cx, disk_desk.dx)
-
-
-@pytest.mark.parametrize(("sectors", "last"), [(1, 0), (1007, 0), (2016, 1), (300 * 1008, 299), (1100 * 1008, 1023)])
-def test_cylinders_of_disks_of_all_sizes(sectors: int, last: int) -> None:
-    """At least one, at most 1024, ten bits in CH and CL."""
-    desk = Desk()
-    untouched = mmap.mmap(-1, 512 * sectors)  # costs nothing until somebody reads it
-    desk.bios = Bios(desk.memory, desk.cpu, desk.ports.read, desk.ports.write, untouched)  # type: ignore[arg-type]
-    desk.interrupt(0x13, ax=0x0800, dx=0x0080)
-    assert last == (desk.ch | (desk.cl & 0xC0) << 2)
-
-
-def test_disk_type(disk_desk: Desk) -> None:
-    """A hard disk with that many sectors; nothing at other numbers."""
-    disk_desk.interrupt(0x13, ax=0x1500, dx=0x0080)
-    assert (False, 3, 3 * HEADS * SECTORS) == (disk_desk.carry, disk_desk.ah, disk_desk.cx << 16 | disk_desk.dx)
-    assert 0 == disk_desk.interrupt(0x13, ax=0x1500, dx=0x0081).ah
-
-
-@pytest.mark.parametrize("function", [0x00, 0x01, 0x0D, 0x11])
-def test_reset_and_status_succeed(disk_desk: Desk, function: int) -> None:
-    """There is nothing to go wrong."""
-    disk_desk.interrupt(0x13, ax=function << 8, dx=0x0080)
-    assert (False, 0) == (disk_desk.carry, disk_desk.ah)
-
-
-def test_no_disk_answers_nothing() -> None:
-    """A guest that was not booted from disk has none."""
-    assert [True] * 4 == [
-        Desk().interrupt(0x13, ax=ax, dx=0x80, flags=FAIL).carry for ax in (0x0000, 0x0201, 0x0800, 0x4100)
-    ]
-
-
-def test_extensions_are_present(disk_desk: Desk) -> None:
-    """Packet access; only for the question with the right signature."""
-    disk_desk.interrupt(0x13, ax=0x4100, bx=0x55AA, dx=0x0080)
-    assert (False, 0x30, 0xAA55, 0b101) == (disk_desk.carry, disk_desk.ah, disk_desk.bx, disk_desk.cx)
-    assert disk_desk.interrupt(0x13, ax=0x4100, bx=0x1234, dx=0x0080, flags=FAIL).carry
-
-
-def test_extended_read_and_write(disk_desk: Desk) -> None:
-    """By block number, through segment and offset of the packet."""
-    disk_desk.cpu.set_segment(DS, Segment(0x50, 0x500, 0xFFFF, 0x9300))
-    disk_desk.memory.write(0x600, packet(5, 2, segment=0x3000, offset=0x10))
-    disk_desk.interrupt(0x13, ax=0x4200, si=0x100, dx=0x0080)
-    assert (False, 0) == (disk_desk.carry, disk_desk.ah)
-    assert DISK[5 * 512 : 7 * 512] == disk_desk.memory.read(0x3_0010, 1024)
-    disk_desk.memory.write(0x600, packet(9, 1, segment=0x3000, offset=0x10))
-    assert not disk_desk.interrupt(0x13, ax=0x4300, si=0x100, dx=0x0080).carry
-    assert disk_desk.disk is not None
-    assert DISK[5 * 512 : 6 * 512] == disk_desk.disk[9 * 512 : 10 * 512]
-    assert not disk_desk.interrupt(0x13, ax=0x4400, si=0x100, dx=0x0080).carry
-
-
-@pytest.mark.parametrize(
-    ("bad", "status"),
-    [
-        (packet(0, 1, length=15), 0x01),
-        (packet(0, 128), 0x01),
-        (packet(3 * HEADS * SECTORS, 1), 0x04),
-        (packet(3 * HEADS * SECTORS - 1, 2), 0x04),
-        (packet((1 << 64) - 1, 1), 0x04),
-        (packet(1 << 55, 127), 0x04),
-    ],
-    ids=["short packet", "too many", "behind the end", "across the end", "last block of all", "product overflows"],
-)
-def test_what_extended_reads_refuse(disk_desk: Desk, bad: bytes, status: int) -> None:
-    """Nothing is moved."""
-    disk_desk.memory.write(BUFFER, b"untouched")
-    disk_desk.memory.write(0x600, bad)
-    disk_desk.interrupt(0x13, ax=0x4200, si=0x600, dx=0x0080, flags=FAIL)
-    assert (True, status, b"untouched") == (disk_desk.carry, disk_desk.ah, disk_desk.memory.read(BUFFER, 9))
-
-
-def test_a_failed_packet_says_that_nothing_was_moved(disk_desk: Desk) -> None:
-    """EDD: the count field holds the blocks transferred."""
-    disk_desk.memory.write(0x600, packet(1 << 40, 3))
-    disk_desk.interrupt(0x13, ax=0x4200, si=0x600, dx=0x0080)
-    assert packet(1 << 40, 0) == disk_desk.memory.read(0x600, 16)
-
-
-def test_drive_parameters(disk_desk: Desk) -> None:
-    """26 bytes into a buffer that says it is large enough; a smaller one is left alone."""
-    disk_desk.memory.write(BUFFER, b"\x1e\0" + b"\xaa" * 40)
-    assert not disk_desk.interrupt(0x13, ax=0x4800, si=BUFFER, dx=0x0080).carry
-    expected = struct.pack("<HHIIIQH", 26, 2, 3, HEADS, SECTORS, len(DISK) // 512, 512)
-    assert expected + b"\xaa" == disk_desk.memory.read(BUFFER, 27)
-    disk_desk.memory.write(BUFFER, b"\x19\0" + b"\xaa" * 40)
-    assert disk_desk.interrupt(0x13, ax=0x4800, si=BUFFER, dx=0x0080, flags=FAIL).carry
-    assert b"\x19\0" + b"\xaa" * 40 == disk_desk.memory.read(BUFFER, 42)
-
-
-def test_a_disk_that_ends_within_a_sector() -> None:
-    """The odd bytes cannot be read, and nothing raises."""
-    desk = Desk(boot_sector(sectors=2) + b"tail")
-    for sector in (1, 2):
-        assert not desk.interrupt(0x13, ax=0x0201, bx=BUFFER, cx=sector, dx=0x80).carry
-    assert desk.interrupt(0x13, ax=0x0201, bx=BUFFER, cx=3, dx=0x80, flags=FAIL).carry
-
-
 # ---------------------------------------------------------------------- INT 14h 15h 19h
 
 
@@ -697,7 +399,7 @@ def test_shift_control_and_the_locks(desk: Desk) -> None:
         desk.press(code)
         assert flag == desk.interrupt(0x16, ax=0x0200).al
         desk.press(code | 0x80)
-        assert 0 == desk.interrupt(0x16, ax=0x1200).al
+        assert 0 == desk.interrupt(0x16, ax=0x1200).ax  # AH is the extended flags, of which none is kept
     desk.press(0x45)
     assert 0x20 == desk.interrupt(0x16, ax=0x0200).al
     assert [] == keys(desk)
@@ -722,14 +424,14 @@ def test_the_buffer_holds_fifteen_keys_and_wraps(desk: Desk) -> None:
 @given(data=st.data())
 def test_no_caller_can_make_a_service_raise(vector: int, data: st.DataObject) -> None:
     """Any registers, any segments, any BIOS data area; and the stub's own frame is all that is certain to be used."""
-    desk = Desk(DISK[: 512 * 100], size=1 << 20)
+    desk = Desk(boot_sector(sectors=100), size=1 << 20, disc=cdrom())
     word = st.integers(0, 0xFFFF_FFFF)
     desk.memory.write(BDA, data.draw(st.binary(min_size=256, max_size=256)))
     desk.ports.keys = data.draw(st.lists(st.integers(0, 255), max_size=3))
     functions = st.one_of(word, st.integers(0, 0x4F).map(lambda value: value << 8), st.sampled_from((0xE820, 0xE801)))
     for name, register in REGISTERS.items():
         desk.cpu.set_gpr(register, data.draw(functions if name == "ax" else word))
-    desk.cpu.set_gpr(EDX, data.draw(st.one_of(word, st.sampled_from((0x80, 0x534D4150)))))
+    desk.cpu.set_gpr(EDX, data.draw(st.one_of(word, st.sampled_from((0x80, 0xE0, 0x534D4150)))))
     for index in (DS, ES, SS):
         selector = data.draw(st.integers(0, 0xFFFF))
         desk.cpu.set_segment(index, Segment(selector, selector << 4, 0xFFFF, 0x9300))

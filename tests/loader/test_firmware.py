@@ -104,22 +104,24 @@ def mp_entries(memory: GuestPhysicalMemory) -> tuple[bytes, list[bytes]]:
 
 
 def test_the_mp_table_describes_the_board(memory: GuestPhysicalMemory) -> None:
-    """One enabled boot processor, one ISA bus, one I/O APIC, and as many entries as the header counts."""
+    """One enabled boot processor, a PCI and an ISA bus, one I/O APIC, and as many entries as the header counts."""
     header, entries = mp_entries(memory)
     count, lapic = struct.unpack_from("<HI", header, 34)
     assert (len(entries), at.LAPIC_BASE) == (count, lapic)
-    assert [0, 1, 2] + [3] * 15 + [4, 4] == [entry[0] for entry in entries]
+    assert [0, 1, 1, 2] + [3] * 17 + [4, 4] == [entry[0] for entry in entries]
     assert (at.LAPIC_ID, 0b11) == (entries[0][1], entries[0][3])
-    assert b"ISA   " == entries[1][2:]
-    assert (at.IOAPIC_ID, 1, at.IOAPIC_BASE) == (entries[2][1], entries[2][3], int.from_bytes(entries[2][4:], "little"))
+    assert [b"\0PCI   ", b"\1ISA   "] == [entry[1:] for entry in entries[1:3]]
+    assert (at.IOAPIC_ID, 1, at.IOAPIC_BASE) == (entries[3][1], entries[3][3], int.from_bytes(entries[3][4:], "little"))
 
 
 def test_the_mp_table_routes_isa_interrupts(memory: GuestPhysicalMemory) -> None:
     """Each line to its own pin, the timer to pin 2, the cascade nowhere; ExtINT and NMI to LINT0 and LINT1."""
     _, entries = mp_entries(memory)
-    routes = {entry[5]: (entry[6], entry[7]) for entry in entries if entry[0] == 3}
+    routes = {entry[5]: (entry[6], entry[7]) for entry in entries if entry[0] == 3 and entry[4] == 1}
     expected = {line: (at.IOAPIC_ID, line) for line in range(16) if line != 2} | {0: (at.IOAPIC_ID, at.TIMER_GSI)}
     assert expected == routes
+    pci = {entry[5] >> 2: entry[7] for entry in entries if entry[0] == 3 and entry[4] == 0}
+    assert pci == at.PCI_INTERRUPTS
     assert [(3, 0), (1, 1)] == [(entry[1], entry[7]) for entry in entries if entry[0] == 4]
 
 

@@ -19,7 +19,7 @@ from hvemu.machine.builder import build, read_images
 from hvemu.machine.configuration import MachineConfiguration
 from hvemu.vocabulary.errors import UserError
 
-from .images import GUESTS, boot, boot_sector, bzimage, elf, kernel_elf, multiboot_header
+from .images import GUESTS, boot, boot_sector, bzimage, elf, elf64, kernel_elf, multiboot_header
 
 HELLO = (GUESTS / "01_hello" / "hello.elf").read_bytes()
 REAL_MODE = (GUESTS / "14_realmode_boot" / "boot.img").read_bytes()
@@ -250,8 +250,13 @@ ELF64 = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 2, 62, 1) + byte
         (b"", "auto", "is empty"),
         (b"", "flat", "is empty"),
         (ELF64, "auto", "is a 64-bit ELF image"),
-        (ELF64.ljust(512, b"\0") + multiboot_header() + bytes(64), "auto", "is a 64-bit ELF image"),
-        (kernel_elf(machine=40), "auto", "is not a 32-bit x86 executable but for ARM"),
+        (elf64((0x1000, 0x10_0000, 0x10_0000, 16, 16), multiboot=b""), "auto", "is a 64-bit ELF image"),
+        (elf64((0x1000, 0x10_0000, 0x10_0000, 16, 16), table=1 << 63), "auto", "absurd program header table"),
+        (elf64((0x1000, 0x10_0000, 0x10_0000, 1 << 63, 1 << 63)), "auto", "has more to load than fits"),
+        (elf64((1 << 63, 0x10_0000, 0x10_0000, 16, 16)), "auto", "is truncated"),
+        (ELF64[:60] + multiboot_header(), "auto", "has nothing to load"),
+        (ELF64.ljust(512, b"\0") + multiboot_header() + bytes(64), "auto", "has nothing to load"),
+        (kernel_elf(machine=40), "auto", "is not an x86 executable but for ARM"),
         (kernel_elf(machine=183, bits=2), "auto", "for AArch64"),
         (kernel_elf(machine=2), "auto", "for machine 2"),
         (kernel_elf(kind=1), "auto", "but an object file"),
@@ -272,7 +277,6 @@ ELF64 = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 2, 62, 1) + byte
         (b"\xf4" * 64, "bzimage", "is not a Linux kernel"),
         (bzimage(version=0x0201), "auto", "uses boot protocol 2.01"),
         (bzimage(load_flags=0), "auto", "loaded low"),
-        (bzimage(extended_flags=0b1001), "auto", "is a 64-bit kernel"),
         (bzimage(payload=b""), "auto", "nothing follows its setup code"),
         (bzimage(paragraphs=0x1000), "auto", "is truncated: 2048 of 65536 bytes"),
         (bzimage(initial_size=0x50_0000), "auto", "needs 6 MiB"),
@@ -280,7 +284,7 @@ ELF64 = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 2, 62, 1) + byte
         (b"\x1f\x8b\x08" + bytes(64), "auto", "is gzip-compressed. Unpack it first."),
         (b"\xfd7zXZ\0" + bytes(64), "auto", "is xz-compressed"),
         (b"QFI\xfb" + bytes(64), "auto", "is a qcow2 disk image"),
-        (b"#!/bin/sh\nexit 0\n", "auto", "is not bootable. Known are multiboot ELF, Linux bzImage and disk images"),
+        (b"#!/bin/sh\nexit 0\n", "auto", "is not bootable. Known are multiboot ELF, Linux bzImage, disk and CD"),
         (bytes(1024), "auto", "is not bootable"),
         (bytes(1024), "disk", "has no boot sector"),
         (boot_sector()[:511], "disk", "has no boot sector"),

@@ -10,13 +10,13 @@ import pytest
 from hvemu.cpu.state import CS, DS, EAX, EBX, ES, FS, GS, SS, VirtualCpu, segment_from_descriptor
 from hvemu.loader import firmware
 from hvemu.loader.contract import memory_map
-from hvemu.loader.elf32 import load_segments
+from hvemu.loader.elf import load_segments
 from hvemu.loader.multiboot import find_header
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.vocabulary.errors import UserError
 from hvemu.vocabulary.machine_map import EBDA_BASE, HIGH_MEMORY
 
-from .images import GUESTS, boot, elf, kernel_elf, multiboot_header, ram
+from .images import GUESTS, boot, elf, elf64, kernel_elf, multiboot_header, ram
 
 
 class Information(NamedTuple):
@@ -150,6 +150,23 @@ def test_only_what_is_to_be_loaded_is_loaded() -> None:
     assert (bytes(range(16)), bytes(16)) == (memory.read(0x10_0000, 16), memory.read(0x20_0000, 16))
 
 
+def test_an_elf64_starts_in_32_bit_code() -> None:
+    """Linked at the top of the address space, it is placed and entered at its physical addresses, as an ELF32 is."""
+    memory = ram()
+    high = 0xFFFF_FFFF_8000_0000
+    cpu = boot(elf64((0x1000, high + 0x10_0000, 0x10_0000, 16, 32), entry=high + 0x10_0004), memory=memory)
+    assert (0x10_0004, 32) == (cpu.eip(), cpu.bits())
+    assert bytes(range(16)) + bytes(16) == memory.read(0x10_0000, 32)
+
+
+def test_an_elf64_that_32_bit_code_cannot_enter_is_refused() -> None:
+    """Its entry lies in no segment and above 4 GiB."""
+    with pytest.raises(UserError, match="starts at 0x100000000"):
+        boot(elf64((0x1000, 0x10_0000, 0x10_0000, 16, 16), entry=1 << 32))
+    with pytest.raises(UserError, match="wants memory up to 0x100000010"):
+        boot(elf64((0x1000, 0x10_0000, 1 << 32, 16, 16)))
+
+
 @pytest.mark.parametrize(
     ("virtual", "physical", "entry", "expected"),
     [
@@ -236,7 +253,7 @@ def test_every_guest_reads_as_elf(path: Path) -> None:
     """The reader agrees with the library on segments and entry."""
     from elftools.elf.elffile import ELFFile
 
-    segments, entry = load_segments(path.read_bytes(), path.name)
+    segments, entry = load_segments(path.read_bytes(), path.name, allow_64_bit=True)
     with path.open("rb") as file:
         elf_file = ELFFile(file)
         rows = [row.header for row in elf_file.iter_segments() if row.header["p_type"] == "PT_LOAD"]

@@ -33,14 +33,18 @@ odd = st.sampled_from(
 )
 text = st.text(st.one_of(odd, st.characters(exclude_categories=["Cs"])), max_size=40)
 pages = st.integers(MINIMUM_MEMORY >> 12, MAXIMUM_MEMORY >> 12)
+drive_options = st.sampled_from(("adapter=ide", "adapter=virtio-scsi,read-only", "cdrom", "nonpersistent"))
 configurations = st.builds(
-    MachineConfiguration,
-    image=text,
+    lambda mode, disks, **others: MachineConfiguration(mode=mode, disks=() if mode == "pv" else disks, **others),
+    image=text.filter(bool),
+    disks=st.lists(st.builds("{},{}".format, text.filter(lambda name: name and "," not in name), drive_options)).map(
+        lambda disks: tuple(disks[:4])
+    ),
     name=text,
     identifier=st.one_of(st.just(""), st.uuids().map(str)),
-    mode=st.sampled_from(MODES),
+    mode=st.sampled_from([mode for mode in MODES if mode != "svm"]),
     memory=pages.map(lambda count: count << 12),
-    cpu=st.sampled_from(CPU_MODELS),
+    cpu=st.sampled_from(("", *CPU_MODELS)),
     cpu_without=st.lists(st.sampled_from(sorted(FEATURE_BITS)), max_size=3).map(tuple),
     hypervisor_leaves=st.sampled_from(("", "none", "xen")),
     append=text,
@@ -105,16 +109,35 @@ def test_every_field_survives() -> None:
     values: dict[str, Any] = {
         "image": "a", "name": "b", "identifier": str(uuid.UUID(int=7)), "memory": 5 << 20, "cpu": "qemu32",
         "cpu_without": ("nx", "pae"), "append": "c", "initrd": "d", "modules": ("e", "f"), "loader": "flat",
+        "disks": ("g",), "parents_in": ("h",), "scratch_disk": 512,
         "load_address": 0x1000, "serial": "none", "second_serial": "stdio", "display": "text", "clock": "host",
         "rtc": 1, "strict": True, "reboot": True, "count_instructions": True,
-        "mode": "trap", "shadow": "flush", "audit": True, "hypervisor_leaves": "kvm",
+        "mode": "trap", "mmu": "shadow", "shadow": "flush", "audit": True, "hypervisor_leaves": "kvm",
     }  # fmt: skip
+    others: dict[str, Any] = {"mode": "svm", "mmu": "nested-2", "intercept": ("rdtsc", "pf"), "cpu": "epyc"}
     fields = {field.name: field for field in dataclasses.fields(MachineConfiguration)}
-    assert set(fields) - {"version"} == set(values)
-    assert [] == [name for name, value in values.items() if fields[name].default == value]
-    configuration = MachineConfiguration(**values)
-    assert configuration == from_toml(to_toml(configuration))
-    assert values == {name: getattr(from_toml(to_toml(configuration)), name) for name in values}
+    assert set(fields) - {"version"} == {*values, *others}
+    for changed in (values, {"image": "a", **others}):
+        assert [] == [name for name, value in changed.items() if fields[name].default == value]
+        configuration = MachineConfiguration(**changed)
+        assert configuration == from_toml(to_toml(configuration))
+        assert changed == {name: getattr(from_toml(to_toml(configuration)), name) for name in changed}
+
+
+def test_a_technique_is_refused_what_it_has_not() -> None:
+    """By name, and with what to do."""
+    assert "penryn has none" in refusal(mode="svm", cpu="penryn")
+    assert "no paging technique 'shadow'" in refusal(mode="native", mmu="shadow")
+    assert "nested and nested-2 and shadow" in refusal(mode="svm", mmu="direct")
+    assert "no shadow page tables" in refusal(mode="svm", shadow="flush")
+    assert "--mode svm" in refusal(mode="bt", intercept=("cpuid",))
+    assert "rdtsc" in refusal(mode="svm", intercept=("nothing",))
+
+
+def test_mode_svm_has_a_cpu_with_svm_unless_told() -> None:
+    """And its own choice of paging is the nested one."""
+    configuration = MachineConfiguration(image="kernel.elf", mode="svm")
+    assert ("opteron-g3", "nested") == (configuration.cpu, configuration.mmu)
 
 
 def test_what_is_left_out_has_its_default() -> None:
@@ -314,7 +337,7 @@ def test_the_edges_are_allowed(fields: dict[str, Any]) -> None:
 def test_a_paravirtual_guest_is_shown_xen_and_others_nothing() -> None:
     """Unless it is chosen otherwise."""
     shown = {mode: MachineConfiguration(image="kernel.elf", mode=mode).hypervisor_leaves for mode in MODES}
-    assert {"native": "none", "trap": "none", "bt": "none", "pv": "xen"} == shown
+    assert {"native": "none", "trap": "none", "bt": "none", "svm": "none", "pv": "xen"} == shown
     assert "none" == MachineConfiguration(image="kernel.elf", mode="pv", hypervisor_leaves="none").hypervisor_leaves
 
 

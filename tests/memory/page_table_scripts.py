@@ -98,6 +98,9 @@ class Format(NamedTuple):
         return (POINTERS if self.pae else DIRECTORIES)[number]
 
 
+FORMATS: Final = (Format(), Format(pse=True), Format(pae=True), Format(pae=True, nxe=True))
+
+
 def layout(form: Format) -> list[tuple[int, bytes]]:
     """The tables at the start, and code and numbers in every frame."""
     arena = {frame(number): bytearray(0x1000) for number in range(FRAMES)}
@@ -188,8 +191,10 @@ def _grew(before: int, now: int) -> bool:
 class Script:
     """Steps for a guest and what each command must do. ``ask`` takes five small numbers and never refuses."""
 
-    def __init__(self, form: Format) -> None:
+    def __init__(self, form: Format, formats: tuple[Format, ...] = FORMATS) -> None:
+        """A life that begins with one format and may change to these."""
         self.form = form
+        self._formats = formats
         self.memory = _Recorded()
         self.window = bytearray(WINDOW_SIZE)
         self.pieces = layout(form)
@@ -765,7 +770,7 @@ class Script:
 
     def ask_format(self, a: int, b: int, c: int, d: int) -> None:
         """Other tables altogether."""
-        self.change_format(FORMATS[a % len(FORMATS)])
+        self.change_format(self._formats[a % len(self._formats)])
 
 
 def _still_good(cached: tuple[tuple[int, int], ...], now: list[tuple[int, int]]) -> bool:
@@ -778,7 +783,6 @@ def _still_good(cached: tuple[tuple[int, int], ...], now: list[tuple[int, int]])
     return True
 
 
-FORMATS: Final = (Format(), Format(pse=True), Format(pae=True), Format(pae=True, nxe=True))
 _COMMON: Final = "read read write write write execute execute fill tweak tweak tweak edit edit_low edit_low edit_low"
 KINDS: Final = tuple(f"{_COMMON} {_COMMON} edit flood flood flood cross cross invalidate space space restore".split())
 """What scripts are made of; the more often, the more often."""

@@ -26,7 +26,7 @@ from hvemu.devices.contract import Device, DeviceState
 from hvemu.machine import builder
 from hvemu.machine.configuration import MachineConfiguration
 from hvemu.machine.machine import Machine
-from hvemu.memory.shadow import ShadowPolicy
+from hvemu.memory.shadow import ShadowPaging, ShadowPolicy
 from hvemu.vocabulary.paging import CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR0_WP, PagingRegisters
 
 RAM = 5 << 20
@@ -275,14 +275,22 @@ class Window(Device):
 class PagingGuest:
     """A machine with the stub. ``start`` lays out memory and registers, ``run`` does commands one after the other."""
 
-    def __init__(self, mode: str, policy: ShadowPolicy | None = None, *, vmm_memory: int = 0, image: str = "") -> None:
+    def __init__(
+        self, mode: str, policy: ShadowPolicy | None = None, *, mmu: str = "", vmm_memory: int = 0, image: str = ""
+    ) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if policy is not None:
                 patch.setitem(builder._SHADOW, "cached", policy)
             if vmm_memory:
                 patch.setattr(builder, "VMM_MEMORY", vmm_memory)
             configuration = MachineConfiguration(
-                image=image or __file__, loader="flat", memory=RAM, serial="none", mode=mode, load_address=0x20_0000
+                image=image or __file__,
+                loader="flat",
+                memory=RAM,
+                serial="none",
+                mode=mode,
+                mmu=mmu,
+                load_address=0x20_0000,
             )
             self.machine = builder.build(configuration)
         self.mode: Any = self.machine.mode
@@ -291,7 +299,7 @@ class PagingGuest:
         self.machine.ports.claim(PORT, 8, self.commander)
         self.machine.mmio.claim(WINDOW, WINDOW_SIZE, self.window)
         self._faults, self.most_faults = 0, 10_000
-        if mode == "trap":
+        if isinstance(getattr(self.mode, "paging", None), ShadowPaging):
             self._watch_for_standstill()
 
     def _watch_for_standstill(self) -> None:
@@ -360,7 +368,19 @@ POLICIES = {
 }
 
 
+TECHNIQUES = {
+    "native": ("native", ""),
+    "nested": ("svm", "nested"),
+    "nested-2": ("svm", "nested-2"),
+    "shadow under svm": ("svm", "shadow"),
+}
+"""Mode and paging technique of those that have no policies, or are tested with one."""
+
+
 @lru_cache
-def shared_guest(mode: str) -> PagingGuest:
-    """A machine that tests use one after the other, in mode native or in mode trap with one of the policies."""
-    return PagingGuest("native") if mode == "native" else PagingGuest("trap", POLICIES[mode])
+def shared_guest(technique: str) -> PagingGuest:
+    """A machine that tests use one after the other: of TECHNIQUES, or in mode trap with one of the POLICIES."""
+    if technique in POLICIES:
+        return PagingGuest("trap", POLICIES[technique])
+    mode, mmu = TECHNIQUES[technique]
+    return PagingGuest(mode, mmu=mmu)

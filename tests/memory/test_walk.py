@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hvemu.memory.guest_memory import GuestPhysicalMemory
 from hvemu.memory.machine_memory import MachineMemory
-from hvemu.memory.walk import PageFault, walk
+from hvemu.memory.walk import NOT_CANONICAL, PageFault, walk
 from hvemu.vocabulary.paging import (
     CR0_PE,
     CR0_PG,
@@ -18,6 +18,8 @@ from hvemu.vocabulary.paging import (
     CR4_PAE,
     CR4_PGE,
     CR4_PSE,
+    EFER_LMA,
+    EFER_LME,
     EFER_NXE,
     PagingRegisters,
 )
@@ -48,6 +50,9 @@ class Level(NamedTuple):
 
 
 TWO_LEVELS = (Level("PDE", 22, 10, 4), Level("PTE", 12, 10, 4))
+FOUR_LEVELS = (
+    Level("PML4E", 39, 9, 8), Level("PDPTE", 30, 9, 8), Level("PDE", 21, 9, 8), Level("PTE", 12, 9, 8),
+)  # fmt: skip
 THREE_LEVELS = (Level("PDPTE", 30, 2, 8), Level("PDE", 21, 9, 8), Level("PTE", 12, 9, 8))
 
 
@@ -73,6 +78,8 @@ def reference(image: bytes, registers: PagingRegisters, access: Access) -> tuple
     """The result of a walk, and the bits it sets in memory by the address of the entry."""
     if not registers.cr0 & CR0_PG:
         return access.linear, {}
+    if registers.efer & EFER_LMA:
+        return long_reference(image, registers, access)
     pae = bool(registers.cr4 & CR4_PAE)
     no_execute = pae and bool(registers.efer & EFER_NXE)
     levels = THREE_LEVELS if pae else TWO_LEVELS
@@ -118,6 +125,47 @@ def reference(image: bytes, registers: PagingRegisters, access: Access) -> tuple
     return physical, marks
 
 
+def long_reference(image: bytes, registers: PagingRegisters, access: Access) -> tuple[int | PageFault, dict[int, int]]:
+    """The same for four levels, by tables 4-15 to 4-20; the engine marks a page of 1 GiB before it checks it."""
+    if bits(access.linear, 63, 47) not in (0, 0x1_FFFF):
+        return PageFault(access.linear, NOT_CANONICAL), {}
+    no_execute = bool(registers.efer & EFER_NXE)
+    code = 2 * access.write + 4 * access.user + 16 * (access.fetch and no_execute)
+    marks: dict[int, int] = {}
+    if bits(registers.cr3, 63, PHYSICAL_BITS):
+        return PageFault(access.linear, code), marks
+    table, used = bits(registers.cr3, 51, 12) << 12, []
+    for level in FOUR_LEVELS:
+        at = table + 8 * bits(access.linear, level.shift + 8, level.shift)
+        in_memory = at + 8 <= len(image)
+        entry = int.from_bytes(image[at : at + 8] if in_memory else b"\xff" * 8, "little")
+        if not entry & 1:
+            return PageFault(access.linear, code), marks
+        large = level.name in ("PDPTE", "PDE") and bool(bits(entry, 7, 7))
+        wrong = bits(entry, 51, PHYSICAL_BITS) or (bits(entry, 63, 63) and not no_execute)
+        if wrong or (level.name == "PML4E" and bits(entry, 7, 7)):
+            return PageFault(access.linear, code | 1 | 8), marks
+        leaf = large or level.name == "PTE"
+        if in_memory and (not leaf or level.name == "PDPTE"):
+            marks[at] = 0x20
+        used.append(entry)
+        if leaf:
+            break
+        table = bits(entry, 51, 12) << 12
+    if large and bits(entry, level.shift - 1, 13):
+        return PageFault(access.linear, code | 1 | 8), marks
+    refused = access.user and not all(bits(entry, 2, 2) for entry in used)
+    if access.write and not all(bits(entry, 1, 1) for entry in used):
+        refused = refused or access.user or bool(registers.cr0 & CR0_WP)
+    if access.fetch and no_execute and any(bits(entry, 63, 63) for entry in used):
+        refused = True
+    if refused:
+        return PageFault(access.linear, code | 1), marks
+    if in_memory:
+        marks[at] = marks.get(at, 0) | 0x20 | (0x40 if access.write else 0)
+    return bits(entry, 51, level.shift) << level.shift | bits(access.linear, level.shift - 1, 0), marks
+
+
 # ---------------------------------------------------------------------- random tables
 
 
@@ -158,7 +206,8 @@ class Tables(NamedTuple):
 @st.composite
 def tables(draw: st.DrawFn) -> Tables:
     """Memory in which every word is one of a handful of entries, so that every walk meets them."""
-    pae = draw(flag)
+    levels = draw(st.sampled_from((2, 3, 4)))
+    pae = levels > 2
     entry = entries_of_64_bits() if pae else entries_of_32_bits()
     pool = draw(st.lists(entry, min_size=1, max_size=12))
     shuffle = random.Random(draw(st.integers(0, 1 << 32)))
@@ -168,14 +217,14 @@ def tables(draw: st.DrawFn) -> Tables:
         CR0_PE | CR0_PG | draw(st.sampled_from((0, CR0_WP))),
         draw(st.one_of(st.integers(0, SIZE - 1), st.integers(0, 0xFFFF_FFFF))),
         draw(st.sampled_from((0, CR4_PGE))) | draw(st.sampled_from((0, CR4_PSE))) | (CR4_PAE if pae else 0),
-        draw(st.sampled_from((0, EFER_NXE))),
+        draw(st.sampled_from((0, EFER_NXE))) | (EFER_LME | EFER_LMA if levels == 4 else 0),
     )
     return Tables(image * (SIZE // len(image)), registers)
 
 
 accesses = st.builds(
-    lambda linear, kind, user: Access(linear, kind == "write", user, kind == "fetch"),
-    st.integers(0, 0xFFFF_FFFF),
+    lambda linear, kind, user: Access(linear & (1 << 64) - 1, kind == "write", user, kind == "fetch"),
+    st.one_of(st.integers(0, 0xFFFF_FFFF), st.integers(0, (1 << 64) - 1), st.integers(-(1 << 47), (1 << 47) - 1)),
     st.sampled_from(("read", "write", "fetch")),
     flag,
 )
@@ -195,6 +244,8 @@ def test_every_walk_is_as_the_manual_says(given_tables: Tables, several: list[Ac
     """Address or fault, error code, and accessed and dirty bits; one access after the other on the same tables."""
     image, registers = given_tables
     memory = memory_of(image)
+    if not registers.efer & EFER_LMA:
+        several = [access._replace(linear=access.linear & 0xFFFF_FFFF) for access in several]
     for access in several * 2:
         expected, marks = reference(image, registers, access)
         linear, write, user, fetch = access

@@ -16,7 +16,6 @@ from tests.modes.small_kernel import (
     BASE,
     DATA,
     DIRECTORY,
-    GDT,
     LIMIT,
     PASS,
     STACK,
@@ -28,9 +27,9 @@ from tests.modes.small_kernel import (
     compare,
     identity,
     run_both,
-    seen,
     word,
 )
+from tests.modes.transfers import HOT
 
 GUESTS = ["hello", "ring3", "preempt", "paging", "faults", "interrupts", "selfmod", "realmode_boot"]
 HOLE = 0xFB00_0000
@@ -203,82 +202,6 @@ def test_what_was_translated_stays_over_a_stop():
 
 
 # ---------------------------------------------------------------------- exits that do not happen
-
-FUNCTIONS = "f0: 40 c3 f1: 05$11 c3 f2: 29c8 c3 f3: 31c8 c3 t: =f0=f1=f2=f3"
-HOT = {
-    "a conditional jump": f"top: 01c8 49 75~top {PASS}",
-    "LOOP": f"top: 01c8 e2~top {PASS}",
-    "a call and a return": f"top: e8>f 49 75~top {PASS} f: 01c8 c3",
-    "a call through memory": f"top: 89ca 83e203 ff1495=t 49 75~top {PASS} {FUNCTIONS}",
-    "a call through a register": f"top: 89ca 83e203 8b1495=t ffd2 49 75~top {PASS} {FUNCTIONS}",
-    "a call through ECX": f"top: 51 83e103 8b0c8d=t ffd1 59 49 75~top {PASS} f0: 40 c3 f1: 42 c3 f2: 29d8 c3 f3: 43 c3"
-    " t: =f0=f1=f2=f3",
-    "a jump through a register": f"top: 89ca 83e203 8b1495=t ffe2 back: 49 0f85>top {PASS}"
-    " f0: 40 eb~back f1: 05$11 eb~back f2: 29c8 eb~back f3: 31c8 eb~back t: =f0=f1=f2=f3",
-}
-
-
-@pytest.mark.parametrize("name", HOT)
-def test_a_hot_loop_enters_the_dispatcher_as_often_for_a_million_iterations_as_for_a_thousand(name):
-    """Everything is chained, up to four targets of a transfer; and the result is that of the bare machine."""
-    exits = []
-    for count in (1_000, 1_000_000):
-        _, kernel = run_both(f"b9${count:x} {HOT[name]}")
-        exits.append(kernel.exits())
-    assert exits[0] == exits[1]
-    assert exits[0]["dispatch"] <= 15
-
-
-MANY = "89ca 83e207 8b1495=t"
-EIGHT = "f0: 40 c3 f1: 05$11 c3 f2: 29c8 c3 f3: 31c8 c3 f4: 48 c3 f5: f7d0 c3 f6: 01d0 c3 f7: 87c3 c3"
-SPREAD = {
-    "returns": f"top: {'e8>f ' * 8} 49 0f85>top {PASS} f: 01c8 c3",
-    "returns that release arguments": f"top: {'50 51 e8>f ' * 8} 49 0f85>top {PASS} f: 01c8 c20800",
-    "returns far down": f"top: {'81ec$200 51 e8>f ' * 8} 49 0f85>top {PASS} f: 01c8 c20402",
-    "a call through memory": f"top: 89ca 83e207 ff1495=t 49 75~top {PASS} {EIGHT}",
-    "a call through a register": f"top: {MANY} ffd2 49 75~top {PASS} {EIGHT}",
-    "a call through ECX": f"top: 51 83e107 8b0c8d=t ffd1 59 49 75~top {PASS} {EIGHT}",
-    "a jump through a register": f"top: 68=back {MANY} ffe2 back: 49 75~top {PASS} {EIGHT}",
-    "a jump through ECX": f"top: 51 68=back 83e107 8b0c8d=t ffe1 back: 59 49 75~top {PASS} {EIGHT}",
-}
-"""Transfers with more targets than there are hints."""
-TARGETS = "t: =f0=f1=f2=f3=f4=f5=f6=f7"
-
-
-@pytest.mark.parametrize("name", SPREAD)
-@pytest.mark.parametrize("paging", [False, True])
-def test_a_transfer_with_many_targets_finds_them_in_the_cache(name, paging):
-    """However often: what no hint knows is found in a table."""
-    exits, settings = [], {"pages": identity()} if paging else {}
-    for count in (1_000, 20_000):
-        tail = TARGETS if "=t" in SPREAD[name] else ""
-        _, kernel = run_both(f"b9${count:x} {SPREAD[name]} {tail}", **settings)
-        exits.append(kernel.exits())
-    assert exits[0] == exits[1]
-    assert exits[0]["dispatch"] <= 40
-
-
-@pytest.mark.parametrize("name", SPREAD)
-def test_a_transfer_with_many_targets_can_be_stopped_anywhere(name):
-    """Everything is undone that a transfer did before it was found where to go."""
-    text = f"b9$60 {SPREAD[name]} {TARGETS if '=t' in SPREAD[name] else ''}"
-    native, other = Kernel("native", text), Kernel("bt", text)
-    for kernel in (native, other):
-        kernel.machine.run(300)
-    for until in range(301, 1_000):
-        assert native.machine.run(until) == other.machine.run(until)
-        assert seen(native) == seen(other)
-    compare(native, other)
-
-
-@pytest.mark.parametrize("name", SPREAD)
-def test_a_transfer_on_a_stack_with_a_base_goes_where_the_stack_says(name):
-    """64-bit code would look elsewhere; what lies there are addresses of code as well."""
-    load = f"c605${GDT + 0x1C:x} 01 b8$18 8ed0 bc${STACK - 0x10000:x}"
-    lure = f"bf${STACK - 0x11000:x} b8=top b9$800 f3ab"
-    tail = TARGETS if "=t" in SPREAD[name] else ""
-    run_both(f"{load} {lure} b9$400 {SPREAD[name]} {tail}")
-
 
 QUIET = {
     "CLI and STI": "fa fb",

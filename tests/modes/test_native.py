@@ -41,6 +41,21 @@ def test_random_number_instructions_are_invalid(tmp_path):
     assert "triple fault: #UD" in flat(tmp_path, "0fc7f0 f4").run().reason
 
 
+@pytest.mark.parametrize("value", ["00040000", "822ce47c", "ffffffff", "760e819b"])
+def test_a_stop_after_cmpxchg8b_leaves_all_other_flags_alone(tmp_path, value):
+    """The engine mixes a stale result into EFLAGS there; the direction flag is not to come from it either."""
+    # mov esi,value / add ebx,esi / mov edi,200000h / cmpxchg8b [edi] / nop / stosb / inc ecx / hlt
+    code = f"be{value} 01f3 bf00002000 0fc70f 90 aa 41 f4"
+    ends = set()
+    for distance in range(20):
+        machine = flat(tmp_path, code)
+        machine.run(distance)
+        machine.run()
+        cpu = machine.registers()
+        ends.add((cpu.gprs[7], cpu.flags & 0x3F_7702))
+    assert {(0x20_0001, 2)} == ends
+
+
 def test_known_model_specific_registers_are_kept(tmp_path):
     """SYSENTER_ESP reads back what was written, in the first block of the run too."""
     machine = flat(tmp_path, "b975010000 b878563412 31d2 0f30 31c0 0f32 89c3 e6f4 f4")

@@ -207,6 +207,15 @@ def test_a_privileged_instruction_is_the_kernels_own_fault(name):
     assert 0xE019 | 1 << 16 == frame[2]
 
 
+def test_turning_on_long_mode_ends_the_guest_with_a_sentence():
+    """Any other MSR, or NXE, is #GP to the kernel."""
+    domain = run(f"{SET_TRAPS} b9$c0000080 b8$100 31d2 0f30 {HANDLER}", rows=[(13, 0, "handler")])
+    assert 64 == domain.status
+    words = "'wrmsr': the guest turns on long mode (EFER.LME), but mode pv runs no 64-bit code"
+    assert words in domain.machine.stop.reason
+    assert 0 == run(f"{SET_TRAPS} b9$c0000080 b8$800 31d2 0f30 {HANDLER}", rows=[(13, 0, "handler")]).status
+
+
 def test_a_page_fault_tells_its_address_on_the_shared_page():
     """The error code is pushed; events are masked by a gate that asks for it."""
     domain, frame = frame_of(14, 4, f"{map_shared()} {UNMASK_UPCALLS} here: c705$deadb000$1")
@@ -459,7 +468,7 @@ def test_iret_ignores_the_flag_of_virtual_8086_mode():
     """Of user code and of the kernel: neither is in ring 0."""
     user = f"68$20202 682be00000 68${USER + 0x40:x} cf"
     mapping = call(Hypercall.UPDATE_VA_MAPPING, USER, (USER + OFFSET) | P | RW | US, 0, 2)
-    code = bytes.fromhex(assemble(user, USER)[0].hex()).ljust(0x40, b"\x90") + b"\xcd\x80"
+    code = assemble(user, USER)[0].ljust(0x40, b"\x90") + b"\xcd\x80"
     _, frame = frame_of(0x80, 3, f"{mapping} {TO_USER} {IRET}", data={USER: code})
     assert USER + 0x42 == frame[0]
     domain = run(f"68$20202 6819e00000 68=there cf f4 there: 9c 58 {eax_to(SCRATCH)} {STOP}")

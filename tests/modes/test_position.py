@@ -10,14 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvemu.machine.configuration import MODES
 from hvemu.testing.catalog import catalog
 from hvemu.testing.running import guest_configuration, run_guest
 from hvemu.vocabulary.exits import MNEMONICS, ExitKind
+from tests.techniques import settings as settings_of
+from tests.techniques import techniques
 
-GUESTS = ("ring3", "preempt", "paging", "faults", "interrupts", "selfmod", "hello", "realmode_boot", "processes_pv")
-CASES = [(name, mode) for name in GUESTS for mode in catalog()[name].modes if mode in MODES]
-CACHING = {ExitKind.HIDDEN_FAULT, ExitKind.TRACED_WRITE}
+GUESTS = (
+    *("ring3", "preempt", "paging", "faults", "interrupts", "selfmod", "hello", "realmode_boot", "processes_pv"),
+    "long_mode",
+)
+CASES = [(name, technique) for name in GUESTS for technique in techniques(catalog()[name].modes, ("svm", "svm/shadow"))]
+CACHING = {ExitKind.HIDDEN_FAULT, ExitKind.TRACED_WRITE, ExitKind.NESTED_FAULT}
 """Exits by which a mode fills its caches; how many there are is its own affair."""
 SEGMENT_LOADS = {"mov": 2, "pop": 1, "lds": 6, "les": 6, "lfs": 7, "lgs": 7}
 """MOV and POP to a segment register, by mnemonic and length: they trap until the descriptor has been mirrored."""
@@ -40,7 +44,7 @@ def trace_of(name, mode="native", prepare=None, **changes):
             events.append(event)
 
     result = run_guest(
-        guest_configuration(guest, mode=mode, **changes),
+        guest_configuration(guest, **settings_of(mode), **changes),
         keys=guest.input,
         keys_after=guest.input_after,
         observer=note,
@@ -153,7 +157,7 @@ def test_stopping_is_exact(name, mode):
     """A run to a position stops at the first instruction boundary at or after it: less than one instruction over."""
     from hvemu.machine.builder import build
 
-    machine = build(guest_configuration(catalog()[name], mode=mode))
+    machine = build(guest_configuration(catalog()[name], **settings_of(mode)))
     for target in range(1_000, 30_000, 997):
         if machine.run(target) is not None:
             return

@@ -6,11 +6,12 @@ import pytest
 
 from hvemu.cpu.state import CS, EAX, EBX, SS, VirtualCpu
 from hvemu.machine.builder import build
-from hvemu.machine.configuration import MachineConfiguration
+from hvemu.machine.configuration import SVM_CPU_MODELS, MachineConfiguration
 from hvemu.testing.catalog import catalog
 from hvemu.testing.running import guest_configuration, run_guest
 from hvemu.vocabulary.errors import UserError
 from tests.modes.small_kernel import HANDLERS, STACK, TO_USER, USER, Kernel, identity
+from tests.techniques import SVM, settings
 
 BASE = 0x10_0000
 
@@ -135,7 +136,8 @@ def test_a_state_with_every_register_survives(tmp_path):
     """enter() of a made-up ring 3 state shows the same registers again."""
     machine = flat(tmp_path, "ebfe")
     cpu = machine.registers()
-    wanted = VirtualCpu(**{**vars(cpu), "gprs": [index * 0x1111_1111 for index in range(8)], "flags": 0x3202, "cr2": 5})
+    gprs = [index * 0x1111_1111 for index in range(8)] + [0] * 8
+    wanted = VirtualCpu(**{**vars(cpu), "gprs": gprs, "flags": 0x3202, "cr2": 5})
     machine.mode.enter(wanted)
     assert wanted == machine.registers()
     assert 0 == machine.registers().gprs[EAX]
@@ -205,3 +207,14 @@ def test_a_handler_may_begin_with_an_instruction_that_is_looked_at(mode):
     kernel = Kernel(mode, "0f0b", handlers={6: "b9$12345678 0f32 f4", 13: "b8$77 f4"})
     kernel.machine.run(100_000)
     assert 0x77 == kernel.machine.registers().gprs[EAX]
+
+
+@pytest.mark.parametrize("mode", ["native", "trap", "bt", *SVM])
+def test_a_handler_that_faults_before_it_does_anything_ends_the_guest(mode):
+    """No time passes, so that nothing could ever end it otherwise; every technique says the same of it."""
+    technique = {"cpu": SVM_CPU_MODELS[0], **settings(mode)}
+    kernel = Kernel(text="bc$f000000 0f0b", handlers={6: "0f0b"}, **technique)
+    kernel.machine.run(100_000)
+    assert 64 == kernel.machine.stop.status
+    assert "#UD again and again" in kernel.machine.stop.reason
+    assert kernel.machine.mode.position() < 100

@@ -28,6 +28,12 @@ def gdb(port: int, *commands: str, timeout: float = PATIENCE) -> str:
     return done.stdout.decode("utf-8", "replace")
 
 
+def check_said(said: str, *expected: str) -> None:
+    """Each of these, with all that was said if one is missing."""
+    for text in expected:
+        assert text in said, said
+
+
 def announced(process: "subprocess.Popen[bytes]") -> int:
     """The port that hvemu says gdb should connect to."""
     assert process.stderr is not None
@@ -65,7 +71,8 @@ def test_gdb_debugs_a_guest_from_its_first_instruction_to_its_end(tmp_path: Path
             "print $_exitcode",
         )
         assert 33 == process.wait(PATIENCE)
-    for expected in (
+    check_said(
+        said,
         "$1 = 0x1\n",
         "Breakpoint 1, 0x00100010 in main ()",
         "eip            0x100010            0x100010 <main>",
@@ -80,9 +87,75 @@ def test_gdb_debugs_a_guest_from_its_first_instruction_to_its_end(tmp_path: Path
         "$6 = 1\n",
         "exited with code 041",
         "$7 = 33\n",
-    ):
-        assert expected in said, said
+    )
     assert "PASS the loader says" in (tmp_path / "console").read_text()
+
+
+@pytest.mark.parametrize("mode", ["native", "svm"])
+def test_gdb_debugs_a_64_bit_kernel(mode: str) -> None:
+    """From its first instruction, which is 32-bit code, into long mode; wide registers, addresses and stack frames."""
+    with start("run", "long_mode", "--mode", mode, "--serial", "none", "-gdb", "tcp::0", "-S") as process:
+        said = gdb(
+            announced(process),
+            f"file {catalog()['long_mode'].image}",
+            "print/x $rip == (long)&_start",
+            "break *main",
+            "continue",
+            "x/i $pc",
+            "stepi",
+            "print/x $rip - (long)&main",
+            "set $r12 = 0x123456789abcdef0",
+            "print/x $r12",
+            "hbreak system_call",
+            "continue",
+            "backtrace 2",
+            "x/2gx $rsp",
+            "delete",
+            "set $r12 = 0",
+            "continue",
+            "print $_exitcode",
+        )
+        assert 33 == process.wait(PATIENCE)
+    check_said(
+        said,
+        "$1 = 0x1\n",
+        "Breakpoint 1, 0x0000000000102b60 in main ()",
+        "=> 0x102b60 <main>:\txor    %eax,%eax",
+        "$2 = 0x2\n",
+        "$3 = 0x123456789abcdef0\n",
+        "Breakpoint 2, 0x0000000000102b20 in system_call ()",
+        "#1  0x000000000010286f in system_call_entry ()",
+        "0x000000000010286f\t0x0000000000000203",
+        "$4 = 33\n",
+    )
+
+
+def test_gdb_reaches_the_monitor() -> None:
+    """Its look at the machine, in more than one packet; but the guest is gdb's to move, and files are nobody's."""
+    with start("run", "hello", "--serial", "none", "-gdb", "tcp::0", "-S") as process:
+        said = gdb(
+            announced(process),
+            "monitor info registers",
+            "monitor x 0x100000 4096",
+            "monitor step",
+            "monitor cont",
+            "monitor screendump /tmp/screen",
+            "monitor fly",
+            "print/x $pc",
+            "continue",
+        )
+        assert 33 == process.wait(PATIENCE)
+    check_said(
+        said,
+        "EIP=00100075",
+        "00100000  02 b0 ad 1b",
+        "00100ff0  ",
+        "Say stepi to gdb.",
+        "Say continue to gdb.",
+        "gdb writes no files here. Leave the name out.",
+        "There is no command 'fly'.",
+        "$1 = 0x100075\n",
+    )
 
 
 def test_gdb_comes_and_goes_while_a_guest_runs() -> None:

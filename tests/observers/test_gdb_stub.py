@@ -1,25 +1,16 @@
-"""The gdb stub on a socket, one thread playing gdb and the run loop in turn."""
+"""The gdb stub on a socket: the connection, questions, registers and memory, running."""
 
 import contextlib
-import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
-from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hvemu.cpu.state import VirtualCpu
 from hvemu.machine.builder import build
-from hvemu.machine.machine import Machine
-from hvemu.memory.guest_memory import GuestPhysicalMemory
-from hvemu.memory.machine_memory import MachineMemory
-from hvemu.observers import gdb_stub
 from hvemu.observers.gdb_link import PACKET_SIZE
-from hvemu.observers.gdb_registers import TARGET_XML
+from hvemu.observers.gdb_registers import AMD64, I386
 from hvemu.observers.gdb_session import GdbSession
 from hvemu.observers.gdb_stub import GdbStub
 from hvemu.testing.catalog import catalog
@@ -27,121 +18,7 @@ from hvemu.testing.running import guest_configuration
 from hvemu.vocabulary.errors import ExitStatus, UserError
 from hvemu.vocabulary.outcomes import Stop
 
-TURNS = 2000
-"""How often the run loop may turn before what was waited for has come."""
-START, MAIN, PRINT, REPORT = 0x100075, 0x100010, 0x100160, 0x1003B0
-EIP = 8
-
-
-def packet(body: bytes) -> bytes:
-    """A body with its frame and checksum."""
-    return b"$%s#%02x" % (body, sum(body) & 0xFF)
-
-
-class Desk:
-    """A machine with a stub, and at most one client that behaves as gdb does."""
-
-    def __init__(self, machine: Any, *, holding: bool = True) -> None:
-        self.machine = machine
-        self.stub = GdbStub(machine, "127.0.0.1", 0, holding=holding)
-        machine.poll = self.stub.poll
-        self.client = socket.socket()
-        self.received = bytearray()
-
-    def connect(self, *features: str) -> "Desk":
-        """A client without acknowledgements that has said what it can do."""
-        self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.client.connect(("127.0.0.1", self.stub.port))
-        self.client.setblocking(False)
-        self.ask("QStartNoAckMode")
-        self.client.sendall(b"+")
-        self.ask(f"qSupported:{';'.join(features)}")
-        return self
-
-    def at_third_poll(self, action: Callable[[], object]) -> None:
-        """Do something from outside while the guest runs."""
-        polls = 0
-
-        def poll() -> None:
-            nonlocal polls
-            if not self.stub.holding:
-                polls += 1
-                if polls == 3:
-                    action()
-            self.stub.poll()
-
-        self.machine.poll = poll
-
-    def turn_until(self, done: Callable[[], object], what: str = "it") -> None:
-        """Let the run loop turn; the client reads meanwhile."""
-        for _ in range(TURNS):
-            with contextlib.suppress(OSError):
-                self.received += self.client.recv(65536)
-            if done():
-                return
-            if self.machine.stop is None:
-                self.stub.advance()
-        raise AssertionError(f"{what} did not come; what came is {bytes(self.received)!r}")
-
-    def hear(self) -> str:
-        """The next packet from the stub."""
-        found: list[re.Match[bytes]] = []
-
-        def whole() -> bool:
-            match = re.search(rb"\$([^#]*)#([0-9a-f]{2})", self.received, re.DOTALL)
-            found[:] = [match] if match else []
-            return bool(found)
-
-        self.turn_until(whole, "a packet")
-        body, checksum = found[0].groups()
-        assert sum(body) & 0xFF == int(checksum, 16)
-        del self.received[: found[0].end()]
-        return body.decode("latin-1")
-
-    def say(self, text: str | bytes) -> None:
-        """Send a packet; no answer is waited for."""
-        self.client.sendall(packet(text.encode("latin-1") if isinstance(text, str) else text))
-
-    def ask(self, text: str | bytes) -> str:
-        """Send a packet and hear the answer."""
-        self.say(text)
-        return self.hear()
-
-    def hung_up(self) -> bool:
-        """Whether the stub has closed the connection."""
-        try:
-            data = self.client.recv(65536)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        self.received += data
-        return not data
-
-    def register(self, number: int) -> int:
-        """A register, as gdb reads it."""
-        return int.from_bytes(bytes.fromhex(self.ask(f"p{number:x}")), "little")
-
-    @property
-    def session(self) -> GdbSession:
-        """The stub's side of the conversation."""
-        assert self.stub._session is not None
-        return self.stub._session
-
-    def close(self) -> None:
-        """Hang up on both sides."""
-        self.stub.close()
-        self.client.close()
-
-
-@contextlib.contextmanager
-def guest(name: str = "hello", *, holding: bool = True) -> Iterator[Desk]:
-    """A guest of the catalogue before its first instruction."""
-    desk = Desk(build(guest_configuration(catalog()[name])), holding=holding)
-    try:
-        yield desk
-    finally:
-        desk.close()
+from .gdb_desk import EIP, MAIN, PRINT, REPORT, START, TURNS, Desk, guest, in_long_mode, packet
 
 
 @pytest.fixture
@@ -300,7 +177,7 @@ def test_the_target_description_can_be_read_in_pieces(desk: Desk) -> None:
     while more:
         answer = desk.ask(f"qXfer:features:read:target.xml:{len(text):x},100")
         text, more = text + answer[1:], answer[0] == "m"
-    assert TARGET_XML == text.encode()
+    assert I386.description == text.encode()
     assert "l" == desk.ask("qXfer:features:read:target.xml:ffffffff,ffffffff")
     assert "" == desk.ask("qXfer:features:read:other.xml:0,100")
 
@@ -354,6 +231,25 @@ def test_what_is_malformed_is_an_error(desk: Desk, question: str) -> None:
     assert "E01" == desk.ask(question)
     assert before == (desk.machine.registers(), bytes(desk.machine.memory.view))
     assert desk.stub.holding
+
+
+def test_what_the_monitor_says_comes_before_the_answer_in_pieces() -> None:
+    """Gdb prints them as they come; more than a screenful of screenfuls is cut off. Without one there is no command."""
+    with guest() as desk:
+        desk.connect()
+        assert "" == desk.ask("qRcmd," + b"help".hex())
+        link = SimpleNamespace(sent=[])
+        link.send = link.sent.append
+        answers = {"help": "some help\n", "much": "x" * 20_000, "too much": "y" * 100_000, "": ""}
+        session = GdbSession(desk.machine, link, monitor=answers.__getitem__)
+        for line, said in answers.items():
+            assert b"OK" == session.answer(b"qRcmd," + line.encode().hex().encode())
+            pieces = [bytes.fromhex(piece[1:].decode()) for piece in link.sent]
+            assert all(piece[:1] == b"O" and len(piece) <= PACKET_SIZE for piece in link.sent)
+            limit = said[: 1 << 16] + "\n... and more\n" if len(said) > 1 << 16 else said
+            assert limit == b"".join(pieces).decode()
+            link.sent.clear()
+        assert b"E01" == session.answer(b"qRcmd,6")
 
 
 # ---------------------------------------------------------------------- registers and memory
@@ -422,6 +318,34 @@ def test_addresses_are_those_of_the_guests_page_tables() -> None:
         assert memory == bytes(desk.machine.memory.view)
         physical = int.from_bytes(bytes.fromhex(desk.ask("mfffffffc,4")), "little")  # the directory maps itself
         assert desk.machine.registers().cr3 & ~0xFFF == physical & ~0xFFF
+
+
+def test_a_client_is_shown_the_registers_of_the_mode_that_it_finds() -> None:
+    """One that came before long mode is told to come again; memory and breakpoints it may have all the while."""
+    with guest("long_mode") as desk:
+        desk.machine.is_64_bit_kernel = False  # as one that is loaded by a loader of its own
+        desk.connect()
+        assert 2 * sum(I386.sizes) == len(desk.ask("g"))
+        in_long_mode(desk)
+        for request in ("g", "p0", "P0=00000000", "G00"):
+            assert "E.the guest has gone to long mode: disconnect, and connect" in desk.ask(request)
+        assert ("OK", 8) == (desk.ask("Z0,100000,1"), len(desk.ask("m100000,4")))
+        session = GdbSession(desk.machine, desk.session.link)
+        assert 2 * sum(AMD64.sizes) == len(session.answer(b"g") or b"")
+        assert b"E01" == session.answer(b"Z0,800000000000,1")
+        assert b"E01" == session.answer(b"m800000000000,1")
+        assert b"OK" == session.answer(b"Z0,ffffffff80000000,1")
+
+
+def test_a_64_bit_kernel_has_its_registers_from_its_first_instruction() -> None:
+    """Though that is 32-bit code: the image says what it will be."""
+    with guest("long_mode") as desk:
+        session = GdbSession(desk.machine, SimpleNamespace())
+        assert b"<architecture>i386:x86-64" in (session.answer(b"qXfer:features:read:target.xml:0,800") or b"")
+        assert 2 * sum(AMD64.sizes) == len(session.answer(b"g") or b"")
+        assert b"E01" == session.answer(b"P0=0000000001000000")
+        assert b"OK" == session.answer(b"P0=7856341200000000")
+        assert 0x12345678 == desk.machine.registers().gpr(0)
 
 
 # ---------------------------------------------------------------------- running
@@ -594,110 +518,3 @@ def test_a_guest_that_was_looked_at_does_not_notice() -> None:
         alone = build(guest_configuration(catalog()["preempt"]))
         alone.run()
         assert {**alone.statistics(), "wall_s": 0} == {**desk.machine.statistics(), "wall_s": 0}
-
-
-# ---------------------------------------------------------------------- hostile clients
-
-HEXADECIMAL = st.binary(max_size=6).map(lambda data: data.hex().encode())
-NUMBER = st.integers(0, 1 << 36).map(lambda number: b"%x" % number)
-LETTER = st.sampled_from(
-    b"m M X p P g G Z0 Z1 z0 Z9 H T ? D s c C S05; vCont vCont? vCont; q qSupported: QStartNoAckMode "
-    b"qXfer:features:read:target.xml:".split()
-)
-PIECE = st.one_of(
-    NUMBER, HEXADECIMAL, st.sampled_from([b",", b":", b";", b"=", b"}", b" ", b"-"]), st.binary(max_size=3)
-)
-BODY = st.one_of(
-    st.binary(max_size=40),
-    st.builds(lambda letter, pieces: letter + b"".join(pieces), LETTER, st.lists(PIECE, max_size=6)),
-    st.builds(
-        lambda at, data: b"M%x,%x:%s" % (at, len(data), data.hex().encode()), st.integers(), st.binary(max_size=9)
-    ),
-    st.builds(
-        lambda number, data: b"P%x=%s" % (number, data.hex().encode()), st.integers(0, 40), st.binary(max_size=11)
-    ),
-)
-
-
-@pytest.fixture(scope="module")
-def hostile() -> Iterator[Desk]:
-    """One machine for all that is thrown at it."""
-    with guest() as desk:
-        yield desk.connect()
-
-
-@settings(max_examples=300, deadline=None)
-@given(body=BODY.filter(lambda body: body[:1] != b"k"))
-def test_no_packet_breaks_the_stub(hostile: Desk, body: bytes) -> None:
-    """Every one is answered, shortly, or lets the guest go on; the machine stays whole."""
-    session = hostile.session
-    session.action = ""
-    answer = session.answer(body)
-    assert (answer is None) == (session.action in ("continue", "step"))
-    assert answer is None or (len(answer) <= PACKET_SIZE and not set(answer) & set(b"#$"))
-    assert re.fullmatch(rb"(..)+", session.answer(b"g") or b"")
-
-
-class Puppet:
-    """A machine without a guest: it stops at once whenever it is let go."""
-
-    def __init__(self) -> None:
-        self.memory = GuestPhysicalMemory(MachineMemory(1 << 16))
-        self.cpu = VirtualCpu(fpu=bytes(512))
-        self.mode = SimpleNamespace(enter=self._enter)
-        self.breakpoints: frozenset[int] = frozenset()
-        self.at_breakpoint = False
-        self.stop: Stop | None = None
-        self.poll: Callable[[], None] = lambda: None
-        self.paused = 0
-
-    read_memory = Machine.read_memory
-
-    def _enter(self, cpu: VirtualCpu) -> None:
-        self.cpu = cpu
-
-    def registers(self) -> VirtualCpu:
-        """The state that was entered last."""
-        return self.cpu
-
-    def run(self) -> None:
-        """A boundary, nothing more."""
-        self.poll()
-
-    step = run
-
-    def pause(self) -> None:
-        """Counted."""
-        self.paused += 1
-
-
-FRAME = st.one_of(
-    BODY.map(packet), st.binary(max_size=20), st.sampled_from([b"+", b"-", b"\x03", b"$", b"#", b"$#00", b"+-" * 50])
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(frames=st.lists(FRAME, max_size=12))
-@patch.object(gdb_stub, "_PATIENCE", 0.0)
-def test_no_stream_of_bytes_breaks_the_stub(frames: list[bytes]) -> None:
-    """Whatever comes in whatever pieces: the next client is served as ever, unless the guest was ended."""
-    machine = Puppet()
-    desk = Desk(machine)
-    try:
-        desk.client.connect(("127.0.0.1", desk.stub.port))
-        for frame in frames:
-            with contextlib.suppress(ConnectionError):
-                desk.client.sendall(frame)
-            if machine.stop is None:
-                desk.stub.advance()
-        desk.client.close()
-        for _ in range(TURNS):
-            if desk.stub._session is None or machine.stop is not None:
-                break
-            desk.stub.advance()
-        assert desk.stub._session is None or machine.stop is not None
-        if machine.stop is None:
-            desk.client = socket.socket()
-            assert desk.connect().ask("qC") == "QC1"
-    finally:
-        desk.close()

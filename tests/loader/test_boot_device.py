@@ -3,7 +3,7 @@
 import pytest
 
 from hvemu.cpu.state import CS, DS, EDX, ES, ESP, SS, Segment
-from hvemu.loader.boot_sector import is_bootable
+from hvemu.loader.boot_device import is_bootable
 from hvemu.vocabulary.errors import UserError
 
 from .images import boot, boot_sector, ram

@@ -1,13 +1,15 @@
-"""ELF32 x86 executables, as far as loading one needs: the two headers (System V ABI, chapter 4 and its x86 part)."""
+"""x86 executables in ELF32 or ELF64, as far as loading one needs: the two headers (System V ABI, chapter 4)."""
 
 import struct
 from typing import Final, NamedTuple
 
 from hvemu.vocabulary.errors import UserError
 
-HINT: Final = "Check that the file is whole; build it as a 32-bit multiboot ELF, or as a paravirtual kernel."
+HINT: Final = "Check that the file is whole; build it as a multiboot ELF, or as a 32-bit paravirtual kernel."
 _ELF_HEADER: Final = struct.Struct("<16sHHIIIIIHHHHHH")
 _PROGRAM_HEADER: Final = struct.Struct("<IIIIIIII")
+_ELF64_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+_PROGRAM_HEADER_64: Final = struct.Struct("<IIQQQQQQ")
 LOAD: Final = 1
 NOTE: Final = 4
 _EXECUTABLE: Final = 2
@@ -18,7 +20,7 @@ _MOST_SEGMENTS: Final = 256
 
 
 class ProgramHeader(NamedTuple):
-    """A row of the program header table of an ELF32 file, in its order."""
+    """A row of the program header table, in the order of ELF32."""
 
     kind: int
     offset: int
@@ -30,8 +32,13 @@ class ProgramHeader(NamedTuple):
     alignment: int
 
 
-def program_headers(image: bytes, name: str) -> tuple[list[ProgramHeader], int]:
-    """The program headers of an ELF32 x86 executable, and its entry; raises UserError.
+def is_64_bit(image: bytes) -> bool:
+    """Whether it is an ELF64 file."""
+    return image[:5] == b"\x7fELF\x02"
+
+
+def program_headers(image: bytes, name: str, *, allow_64_bit: bool = False) -> tuple[list[ProgramHeader], int]:
+    """The program headers of an x86 executable, and its entry; raises UserError, also for ELF64 unless allowed.
 
     Looks at nothing but the two headers: a general reader also follows sections and can be kept busy for minutes.
     """
@@ -39,24 +46,31 @@ def program_headers(image: bytes, name: str) -> tuple[list[ProgramHeader], int]:
         raise UserError(f"{name} is not a readable ELF file", HINT)
     bits, order = image[4], image[5]
     machine = int.from_bytes(image[18:20], "big" if order == 2 else "little")
-    if machine == _X86_64 or (machine == _I386 and bits == 2):
-        raise UserError(f"{name} is a 64-bit ELF image", "hvemu boots 32-bit kernels so far; give it one.")
-    if machine != _I386 or bits != 1 or order != 1:
+    wide = machine == _X86_64 and bits == 2 and order == 1
+    if (wide and not allow_64_bit) or (machine == _X86_64 and bits == 1) or (machine == _I386 and bits == 2):
+        raise UserError(f"{name} is a 64-bit ELF image", "Give it a multiboot header, or give the kernel as a bzImage.")
+    if not wide and (machine != _I386 or bits != 1 or order != 1):
         what = _MACHINES.get(machine, f"machine {machine}")
-        raise UserError(f"{name} is not a 32-bit x86 executable but for {what}", HINT)
-    _, kind, _, _, entry, table, _, _, _, row_size, rows, *_ = _ELF_HEADER.unpack_from(image)
+        raise UserError(f"{name} is not an x86 executable but for {what}", HINT)
+    header, program_header = (_ELF64_HEADER, _PROGRAM_HEADER_64) if wide else (_ELF_HEADER, _PROGRAM_HEADER)
+    if len(image) < header.size:
+        raise UserError(f"{name} is not a readable ELF file", HINT)
+    _, kind, _, _, entry, table, _, _, _, row_size, rows, *_ = header.unpack_from(image)
     if kind != _EXECUTABLE:
         raise UserError(f"{name} is not an executable ELF file but {_KINDS.get(kind, f'of type {kind}')}", HINT)
     if rows > _MOST_SEGMENTS:
         raise UserError(f"{name} claims {rows} segments", HINT)
-    if rows and (row_size != _PROGRAM_HEADER.size or table + rows * row_size > len(image)):
+    if rows and (row_size != program_header.size or table + rows * row_size > len(image)):
         raise UserError(f"{name} is truncated or has an absurd program header table", HINT)
-    return [ProgramHeader(*_PROGRAM_HEADER.unpack_from(image, table + row * row_size)) for row in range(rows)], entry
+    found = [program_header.unpack_from(image, table + row * row_size) for row in range(rows)]
+    if wide:  # the flags stand elsewhere
+        found = [(kind, *places, flags, alignment) for kind, flags, *places, alignment in found]
+    return [ProgramHeader(*row) for row in found], entry
 
 
-def load_segments(image: bytes, name: str) -> tuple[list[ProgramHeader], int]:
+def load_segments(image: bytes, name: str, *, allow_64_bit: bool = False) -> tuple[list[ProgramHeader], int]:
     """What such a file wants loaded, and its entry; raises UserError."""
-    headers, entry = program_headers(image, name)
+    headers, entry = program_headers(image, name, allow_64_bit=allow_64_bit)
     segments = [header for header in headers if header.kind == LOAD and header.memory_size]
     if not segments:
         raise UserError(f"{name} has nothing to load", HINT)
