@@ -18,6 +18,7 @@ from hvemu.vocabulary.errors import UserError
 _ESCAPE: Final = 0x01
 _HELP: Final = "\r\nCtrl-A X  end    Ctrl-A C  monitor    Ctrl-A A  send Ctrl-A    Ctrl-A H  this help\r\n"
 _PATIENCE: Final = 0.01
+_MOMENT: Final = 0.1
 _FAREWELL: Final = 1.0
 """Host seconds that the last bytes may take to reach a client."""
 _QEMU_LACKING: Final = frozenset("braille chardev con msmouse pipe telnet tn3270 udp unix vc websocket".split())
@@ -139,6 +140,24 @@ class TerminalConsole(Console):
             yield
         finally:
             termios.tcsetattr(0, termios.TCSANOW, before)
+
+
+def input_lines(descriptor: int = 0) -> Iterator[str]:
+    """Lines of standard input, for the monitor; what follows the last one asked for is left to the guest.
+
+    A signal that strikes just before a read that waits is noticed only after it, so no wait is longer than a moment.
+    """
+    line = bytearray()
+    while True:
+        while not select.select([descriptor], [], [], _MOMENT)[0]:
+            pass
+        byte = os.read(descriptor, 1)
+        line += byte
+        if line and byte in (b"", b"\n"):
+            yield line.decode("utf-8", "replace")
+            line.clear()
+        if not byte:
+            return
 
 
 class FileConsole(Console):

@@ -5,9 +5,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from hvemu.cli.console import Console, TerminalConsole, open_console
+from hvemu.cli.console import Console, TerminalConsole, input_lines, open_console
 from hvemu.cli.ending import Ending
 from hvemu.cli.options import parse
 from hvemu.cli.result_files import check_own_files, check_spares_image, check_writable
@@ -24,6 +24,9 @@ from hvemu.trace.tracer import JsonLines, Tracer
 from hvemu.vocabulary.errors import ExitStatus, UserError
 from hvemu.vocabulary.machine_map import COM1_BASE
 from hvemu.vocabulary.outcomes import Stop
+
+if TYPE_CHECKING:
+    from hvemu.cli.monitor import Monitor
 
 _REFRESH = 0.2
 
@@ -175,7 +178,7 @@ def _run(
 
     def poll() -> None:
         nonlocal wants_monitor, screen_due
-        if not wants_monitor:  # with -S what stands on standard input is for the monitor first
+        if ending.patient and not wants_monitor:  # else what stands on standard input is for the monitor
             console.poll()
         if stub is not None:
             stub.poll()
@@ -214,13 +217,10 @@ def _run(
             machine.stop = Stop(ExitStatus.INTERRUPTED, f"interrupted; {machine.where()}")
 
 
-def _monitor(monitor: "object", console: Console) -> None:
-    from hvemu.cli.monitor import Monitor
-
-    assert isinstance(monitor, Monitor)
+def _monitor(monitor: "Monitor", console: Console) -> None:
     interactive = isinstance(console, TerminalConsole) and console.interactive
     if not interactive:
-        monitor.interact(sys.stdin)
+        monitor.interact([] if sys.stdin is None else input_lines())
         return
     import termios
 
@@ -231,7 +231,7 @@ def _monitor(monitor: "object", console: Console) -> None:
     termios.tcsetattr(0, termios.TCSANOW, cooked)
     print("\nThe guest is paused; 'help' lists the commands, 'cont' lets it go on.")
     try:
-        monitor.interact(iter(sys.stdin.readline, ""))
+        monitor.interact(input_lines())
     finally:
         termios.tcsetattr(0, termios.TCSANOW, raw)
 
