@@ -146,6 +146,7 @@ def input_lines(descriptor: int = 0) -> Iterator[str]:
     """Lines of standard input, for the monitor; what follows the last one asked for is left to the guest.
 
     A signal that strikes just before a read that waits is noticed only after it, so no wait is longer than a moment.
+    What has arrived must stay: a terminal that discards it at Ctrl-C would make the read wait.
     """
     line = bytearray()
     while True:

@@ -227,11 +227,14 @@ def _monitor(monitor: "Monitor", console: Console) -> None:
     raw = termios.tcgetattr(0)
     cooked = termios.tcgetattr(0)
     cooked[0] |= termios.ICRNL
-    cooked[3] |= termios.ICANON | termios.ECHO
+    cooked[3] |= termios.ICANON | termios.ECHO | termios.NOFLSH  # Ctrl-C leaves the line that a read was promised
     termios.tcsetattr(0, termios.TCSANOW, cooked)
     print("\nThe guest is paused; 'help' lists the commands, 'cont' lets it go on.")
     try:
         monitor.interact(input_lines())
+    except KeyboardInterrupt:
+        termios.tcflush(0, termios.TCIFLUSH)  # half a command is not for the shell
+        raise
     finally:
         termios.tcsetattr(0, termios.TCSANOW, raw)
 

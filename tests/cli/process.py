@@ -110,6 +110,11 @@ class Terminal:
         """What the terminal does with keys now."""
         return termios.tcgetattr(self._line)
 
+    def next_line(self) -> bytes:
+        """What a shell would be given when Enter is pressed now."""
+        self.press("\n")
+        return os.read(self._line, 4096)
+
     def wait(self) -> int:
         """The status, once the process has ended; the terminal is read meanwhile."""
         deadline = time.monotonic() + PATIENCE

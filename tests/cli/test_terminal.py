@@ -57,12 +57,13 @@ def test_control_c_ends_the_run_cleanly(tmp_path: Path, ported: bool) -> None:
 
 
 def test_control_c_in_the_monitor_ends_the_run() -> None:
-    """There is no guest to wait for; one Ctrl-C is enough."""
+    """There is no guest to wait for; one Ctrl-C is enough, and half a command is not left for the shell."""
     with Terminal("run", "keyboard", "-S") as terminal:
         terminal.until("(hvemu) ")
-        terminal.press(CTRL_C)
+        terminal.press("inf" + CTRL_C)
         assert 130 == terminal.wait()
         assert terminal.before == terminal.modes()
+        assert b"\n" == terminal.next_line()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -101,6 +102,7 @@ def test_the_monitor_pauses_the_guest_and_lets_it_go_on() -> None:
         terminal.until("(hvemu) ")
         assert terminal.modes()[3] & termios.ECHO
         assert terminal.modes()[3] & termios.ICANON
+        assert terminal.modes()[3] & termios.NOFLSH  # or Ctrl-C could take away the line that a read was promised
         terminal.press("info registers\n")
         terminal.until("EIP=")
         terminal.until("(hvemu) ")
