@@ -3,14 +3,16 @@
 import multiprocessing
 import signal
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from hvemu.vocabulary.errors import HostBug
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+
+_MOMENT: Final = 0.5
 
 
 def _in_child() -> None:
@@ -23,7 +25,10 @@ def apart(function: Callable[_Arguments, _Result], *arguments: _Arguments.args, 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=_in_child) as pool:
         try:
-            return pool.submit(function, *arguments, **named).result()
+            future = pool.submit(function, *arguments, **named)
+            while not wait([future], _MOMENT).done:  # Python notices Ctrl-C between waits
+                pass
+            return future.result()
         except BrokenProcessPool:
             raise HostBug(f"The process of {function.__name__} has died") from None
         except KeyboardInterrupt:
