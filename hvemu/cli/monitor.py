@@ -7,7 +7,7 @@ from typing import TextIO
 
 from hvemu.cpu.decoder import MAXIMUM_LENGTH, decode
 from hvemu.cpu.state import GPR_NAMES, LONG_GPR_NAMES, SEGMENT_NAMES
-from hvemu.machine.configuration import parse_size
+from hvemu.machine.configuration import MMUS, parse_size
 from hvemu.machine.drives import boot_devices
 from hvemu.machine.machine import Machine
 from hvemu.vocabulary.errors import ExitStatus, UserError
@@ -37,6 +37,7 @@ class Monitor:
             "sendkey": ("sendkey TEXT: type on the guest's keyboard", self._sendkey),
             "system_powerdown": ("press the power button and let the guest go on", self._power_down),
             "system_reset": ("press the reset button and let the guest go on", self._reset),
+            "mode": ("mode [NAME]: what runs the guest, or switch to native, bt, svm or svm/shadow", self._mode),
             "nmi": ("raise a non-maskable interrupt", self._nmi),
             "balloon": ("balloon SIZE: ask a paravirtual guest to make do with so much memory", self._balloon),
             "cont": ("let the guest go on", self._continue),
@@ -238,6 +239,18 @@ class Monitor:
 
     def _nmi(self, _words: list[str]) -> None:
         self._machine.board.nmi.raise_nmi()
+
+    def _mode(self, words: list[str]) -> None:
+        if words:
+            try:
+                self._machine.switch_mode(words[0])
+            except UserError as error:
+                self._say(str(error))
+                return
+        configuration = self._machine.configuration
+        paging = configuration.mmu or MMUS[configuration.mode][0]
+        tables = "the guest's own page tables" if paging == "none" else f"{paging} paging"
+        self._say(f"mode {configuration.mode}, {tables}, at position {self._machine.mode.position()}")
 
     def _balloon(self, words: list[str]) -> None:
         if self._machine.balloon is None:

@@ -99,14 +99,15 @@ class Machine:
         """Run to position ``until`` or to the end; returns why the guest ended, or None at a limit or breakpoint."""
         if self.stop is not None:
             return self.stop
-        mode, clock, interrupt = self.mode, self.clock, self.board.interrupt
+        clock, interrupt = self.clock, self.board.interrupt
         started = time.perf_counter()
         self._pausing = False
-        mode.resume()
+        self.mode.resume()
         try:
-            while self.stop is None and mode.position() < until and not (mode.at_breakpoint or self._pausing):
+            while not (self.stop or self.mode.position() >= until or self.mode.at_breakpoint or self._pausing):
                 if self.poll is not None:
                     self.poll()
+                mode = self.mode  # which whoever was polled may have switched
                 clock.run_due()
                 if self.board.nmi.pending:
                     self.board.nmi.pending = False
@@ -132,7 +133,7 @@ class Machine:
         if self.stop is not None and self.stop.status in _ENDED_BADLY and (remark := self.mode.remark()):
             self.stop = Stop(self.stop.status, f"{self.stop.reason.removesuffix('.')}. {remark}")
         if self.stop is not None and self.tracer.active:
-            self.tracer.publish(Ended(mode.position(), self.stop.status, self.stop.reason))
+            self.tracer.publish(Ended(self.mode.position(), self.stop.status, self.stop.reason))
         return self.stop
 
     def _pace(self, seconds: float) -> None:
@@ -214,7 +215,8 @@ class Machine:
         """Have another technique run the guest from this instruction on, which the guest does not notice.
 
         ``mode`` is one of the full modes, native, bt and svm; ``mmu`` its paging technique, its own choice unless
-        given, also as one word: ``svm/shadow``. Call it between two runs. Raises UserError where it cannot take over.
+        given, also as one word: ``svm/shadow``. Call it between two runs, or from ``poll``. Raises UserError where it
+        cannot take over.
         """
         self.switch(mode, mmu)
 

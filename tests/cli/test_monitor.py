@@ -3,6 +3,7 @@
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ from hvemu.testing.running import guest_configuration
 class Desk:
     """A paused machine with a monitor that talks to us."""
 
-    def __init__(self, name: str = "hello", until: int = 0, disks: tuple[str, ...] = ()) -> None:
-        self.machine: Machine = build(guest_configuration(catalog()[name], disks=disks))
+    def __init__(self, name: str = "hello", until: int = 0, **settings: Any) -> None:
+        self.machine: Machine = build(guest_configuration(catalog()[name], **settings))
         if until:
             self.machine.run(until)
         self._output = io.StringIO()
@@ -48,6 +49,20 @@ def test_help_lists_every_command(desk: Desk) -> None:
     names = [line.split()[0] for line in desk.say("help").splitlines()]
     assert set("info x step screendump sendkey system_powerdown system_reset nmi cont quit".split()) < set(names)
     assert f"There is no command 'fly'. Commands are: {', '.join(names)}.\n" == desk.say("fly away")
+
+
+def test_mode_says_what_runs_the_guest_and_changes_it() -> None:
+    """With the paging technique; what cannot be is a sentence, and nothing has changed."""
+    desk = Desk("processes", until=1_000_000, cpu="opteron-g3")
+    position = desk.machine.mode.position()
+    assert f"mode native, the guest's own page tables, at position {position}\n" == desk.say("mode")
+    assert f"mode svm, nested paging, at position {position}\n" == desk.say("mode svm")
+    assert f"mode svm, shadow paging, at position {position}\n" == desk.say("mode svm/shadow")
+    assert desk.say("mode trap").startswith("A running guest cannot be switched between 'trap' and others. ")
+    assert desk.say("mode fly").startswith("There is no mode 'fly'. ")
+    assert desk.say("mode").startswith("mode svm, shadow paging, ")
+    assert desk.say("mode bt").startswith("mode bt, shadow paging, ")
+    assert 33 == desk.machine.run().status
 
 
 @pytest.mark.parametrize("line", ["", "   ", "\n"])

@@ -94,6 +94,25 @@ def test_every_technique_hands_over_to_every_other(name):
     compare(name, [(2_000, number) for number in directions])
 
 
+@pytest.mark.parametrize("name", ["interrupts", "processes", "keyboard"])
+def test_who_is_polled_may_switch(name):
+    """In the middle of a run, also while the guest sleeps: where the monitor is."""
+
+    def prepare(machine):
+        again = iter(range(200))
+
+        def poll():
+            if (number := next(again, None)) is not None:
+                machine.switch_mode(*FULL[number % len(FULL)])
+
+        machine.poll = poll
+        machine.idle = lambda seconds: next(again, None) is not None
+
+    found = played(name, prepare)
+    for one, other in zip(straight(name)[:4], found[:4], strict=True):
+        assert one == other
+
+
 def test_breakpoints_and_the_count_of_instructions_go_along():
     """What people have set stays set. Mode bt counts a few instructions of its own."""
     counts = set()
