@@ -28,6 +28,8 @@ APPEND: Final = "console=ttyS0 panic=-1 noapic nolapic acpi=off pci=off"
 _MEMORY: Final = 128
 _USAGE: Final = "Type: hvemu bench --boot KERNEL --initrd FILE [--append TEXT]."
 _LOOK: Final = 0.01
+_LONGEST: Final = 3600.0
+"""Seconds that a boot may take before it is taken for one that never ends."""
 _ROOMS: Final = ("cli", "cpu", "devices", "dispatch", "engine", "machine", "memory", "modes", "trace")
 
 
@@ -95,11 +97,21 @@ def boot(technique: str, kernel: str, initrd: str, append: str) -> dict[str, Any
 
 def _boot_apart(technique: str, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "hvemu.labs.bench_boot", technique, *arguments]
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    result = _run_to_its_end(command, f"in mode {technique}")
     if result.returncode:
         raise UserError(f"The boot in mode {technique} failed: {result.stderr.strip()[-300:]}", "Try hvemu run.")
     found: dict[str, Any] = json.loads(result.stdout)
     return found
+
+
+def _run_to_its_end(command: list[str], whose: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        hint = "Have its /init reboot or power off when it is done."
+        raise UserError(f"The boot {whose} did not end within {_LONGEST:g} s", hint) from None
 
 
 def qemu(kernel: str, initrd: str, append: str) -> float | None:
@@ -109,7 +121,7 @@ def qemu(kernel: str, initrd: str, append: str) -> float | None:
         return None
     command = [program, "-accel", "tcg", "-m", str(_MEMORY), "-kernel", kernel, "-initrd", initrd, "-append", append]
     started = time.perf_counter()
-    subprocess.run([*command, "-nographic", "-no-reboot"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    _run_to_its_end([*command, "-nographic", "-no-reboot"], "under QEMU")
     return time.perf_counter() - started
 
 

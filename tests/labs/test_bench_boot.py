@@ -60,3 +60,16 @@ def test_what_is_missing_is_said(arguments, capsys):
     """With status 2, and how it is spelled."""
     assert 2 == main(["bench", *arguments])
     assert "Type: hvemu bench --boot KERNEL --initrd FILE" in capsys.readouterr().err
+
+
+def test_a_guest_that_never_ends_does_not_hold_the_bench_for_ever(monkeypatch, tmp_path, capsys):
+    """It is said under whom, and what to do."""
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(bytes(512))
+    monkeypatch.setattr(bench_boot, "_LONGEST", 1)
+    monkeypatch.setattr(bench_boot.shutil, "which", lambda name: None)
+    monkeypatch.setattr(bench_bochs, "missing", lambda: ["bochs"])
+    words = ["bench", "--boot", str(catalog()["loop_forever"].image), "--initrd", str(initrd)]
+    assert 2 == main(words)
+    said = capsys.readouterr().err
+    assert "hvemu: The boot in mode native did not end within 1 s. Have its /init reboot or power off" in said
