@@ -58,6 +58,22 @@ def start(*words: str, cwd: Path = ROOT) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
+def has_the_engine(process: str) -> bool:
+    """Whether a process, if there is one of this number, has loaded it."""
+    try:
+        return "unicorn" in Path(f"/proc/{process}/maps").read_text()
+    except OSError:
+        return False
+
+
+def engine_of_a_child(process: "subprocess.Popen[bytes]") -> str:
+    """The number of a child with the engine, as soon as there is one."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (found := next(filter(has_the_engine, children.read_text().split()), "")):
+        assert process.poll() is None
+    return found
+
+
 class Talk:
     """Reads descriptors until an expected text has come, with a deadline."""
 

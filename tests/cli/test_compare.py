@@ -1,16 +1,14 @@
 """``hvemu compare``: one guest under every technique."""
 
-import contextlib
 import importlib.util
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hvemu.cli import main
-from tests.cli.process import PATIENCE, ROOT, start
+from tests.cli.process import PATIENCE, ROOT, engine_of_a_child, start
 
 Captured = pytest.CaptureFixture[str]
 
@@ -115,14 +113,6 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
 def test_an_interrupted_comparison_ends_at_once() -> None:
     """Status 130, also if only the parent is told."""
     with start("compare", "loop_forever", "--modes", "native") as process:
-        while not any("unicorn" in maps for maps in _maps_of_children(process.pid)):
-            assert process.poll() is None
+        assert engine_of_a_child(process)
         process.send_signal(signal.SIGINT)
         assert 130 == process.wait(PATIENCE)
-
-
-def _maps_of_children(pid: int) -> Iterator[str]:
-    """What each child of a process has mapped."""
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with contextlib.suppress(OSError):
-            yield Path(f"/proc/{child}/maps").read_text()
