@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from hvemu.cli.disk_serve import _address
-from tests.cli.process import run
+from tests.cli.process import PATIENCE, run
 from tests.iscsi.initiator import login
 from tests.iscsi.serving import scratch, serving
 
@@ -19,7 +19,7 @@ def test_it_prints_a_url_for_each_image_and_ends_cleanly(tmp_path):
         second = process.stdout.readline().strip()
         assert (url[-2:], second[-2:], url[:-2]) == ("/0", "/1", second[:-2])
         address = url.split("/")[2]
-        with socket.create_connection(address.rsplit(":", 1), timeout=20) as client:
+        with socket.create_connection(address.rsplit(":", 1), timeout=PATIENCE) as client:
             client.sendall(login({"InitiatorName": "iqn.x", "TargetName": "iqn.2026-11.org.hvemu:test"}))
             assert (0x23, 0) == ((data := client.recv(512))[0], data[36])
 

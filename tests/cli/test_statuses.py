@@ -12,7 +12,7 @@ from hvemu.cli import main
 from hvemu.testing.catalog import catalog
 
 from . import guests
-from .process import HVEMU, environment, run
+from .process import HVEMU, PATIENCE, environment, run
 
 ENDS_AT_ONCE = [name for name, guest in catalog().items() if not guest.input and name not in ("loop_forever", "timers")]
 Captured = pytest.CaptureFixture[str]
@@ -188,7 +188,9 @@ def test_python_m_hvemu_passes_arguments_and_status_on() -> None:
 def test_output_that_nobody_reads_is_no_error(tmp_path: Path) -> None:
     """``hvemu ... | head -1`` ends without a traceback and without Python's status 120."""
     command = f"({' '.join(HVEMU)} run interrupts 2>err; echo $? >status) | head -1"
-    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment(), check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env=environment(), check=True, capture_output=True, timeout=PATIENCE
+    )
     assert (tmp_path / "status").read_text().strip() in ("130", "33")
     assert "" == (tmp_path / "err").read_text()
 
@@ -199,7 +201,7 @@ def test_a_full_disk_under_standard_output_is_a_sentence(words: list[str]) -> No
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [*HVEMU, *words], stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, env=environment(),
-            timeout=60, check=False,
+            timeout=PATIENCE, check=False,
         )  # fmt: skip
     assert (2, b"hvemu: No space is left for the output. Give it another place.\n") == (done.returncode, done.stderr)
 
@@ -219,7 +221,7 @@ def test_when_nobody_reads_any_more_a_guest_has_not_ended_by_itself(command: str
 def test_closed_streams_are_no_error(closed: str) -> None:
     """Started without input or output, a guest runs to its verdict all the same."""
     done = subprocess.run(
-        ["sh", "-c", f"{' '.join(HVEMU)} run hello {closed}"], env=environment(), capture_output=True, timeout=60,
+        ["sh", "-c", f"{' '.join(HVEMU)} run hello {closed}"], env=environment(), capture_output=True, timeout=PATIENCE,
         check=False,
     )  # fmt: skip
     assert (33, b"") == (done.returncode, done.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from . import guests
-from .process import Talk, Terminal, start
+from .process import PATIENCE, Talk, Terminal, start
 
 READY = "type a line and press Enter"
 CTRL_A, CTRL_C, CTRL_Z, CTRL_BACKSLASH = "\x01", "\x03", "\x1a", "\x1c"
@@ -87,7 +87,7 @@ def test_a_signal_ends_a_guest_busy_at_its_ports(number: signal.Signals, tmp_pat
         assert process.stdout is not None
         Talk(process.stdout.fileno()).until("hardware assists: none")
         process.send_signal(number)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=PATIENCE)
     assert 130 == process.returncode
     assert error.startswith(b"hvemu: interrupted; the guest was at EIP 0x0010000")
     assert 1 == len(error.splitlines())

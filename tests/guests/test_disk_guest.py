@@ -148,7 +148,7 @@ def test_the_same_guest_drives_the_disks_of_qemu(image, adapter):
             "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4", "-kernel", str(catalog()["disk"].image),
             "-append", options, *place,
         ],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert 33 == done.returncode, done.stdout
     theirs = image.read_bytes()

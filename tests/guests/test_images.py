@@ -131,7 +131,7 @@ def run_in_qemu(row: dict[str, Any], cpu: str, tmp_path: Path) -> tuple[int, str
         str(QEMU_64 if row["name"] == "long_mode" else QEMU), "-accel", "tcg", "-cpu", cpu, "-m", str(row["memory"]), "-display", "none", "-no-reboot",
         "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4", "-serial", f"file:{serial}", "-monitor", "stdio", *boot,
     ]  # fmt: skip
-    deadline = time.monotonic() + (3 if row.get("qemu_status", row["expected_status"]) == 124 else 60)
+    deadline = time.monotonic() + (10 if row.get("qemu_status", row["expected_status"]) == 124 else 240)
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
     ) as process:

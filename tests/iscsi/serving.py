@@ -29,7 +29,7 @@ def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         assert url.startswith("iscsi://127.0.0.1:"), process.communicate()
         yield process, url
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=240)
         assert (0, "") == (process.returncode, errors)
     finally:
         if process.poll() is None:

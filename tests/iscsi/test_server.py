@@ -17,7 +17,7 @@ def serve(scenario, there=None):
     async def run():
         server = Server(there or portal(), log.append)
         port = await server.listen("127.0.0.1", 0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             await scenario(server, port)
         await server.close()
 
