@@ -23,7 +23,7 @@ from hvemu.machine.configuration import (
 from hvemu.vocabulary.errors import UserError
 
 _QEMU_LACKING = frozenset(
-    "accel audio audiodev bios blockdev boot chardev d D daemonize debugcon device drive dtb enable-kvm "
+    "accel audio audiodev bios blockdev chardev d D daemonize debugcon device drive dtb enable-kvm "
     "fda fdb fsdev full-screen fw_cfg g incoming k L loadvm machine M mem-path mon monitor "
     "msg name net netdev nic numa object only-migratable option-rom parallel pflash pidfile plugin preconfig qmp "
     "readconfig runas sandbox sd semihosting seed set smbios snapshot spice tpmdev trace usb usbdevice uuid "
@@ -36,7 +36,6 @@ _INSTEAD = {
     "debugcon": "The debug console is built in at port 0xE9; leave the option out.",
     "device": "Every device hvemu has is built in, isa-debug-exit at port 0xF4 too; leave the option out.",
     "blockdev drive": "Use --disk FILE[,adapter=ide|buslogic|virtio-scsi|pv][,read-only][,nonpersistent][,cdrom].",
-    "boot": "Give what is to be booted first as IMAGE, as in: hvemu run cd.iso --disk disk.vhd.",
     "fda fdb": "There are no floppies; give the image to boot as IMAGE, as a hard disk.",
     "accel enable-kvm": "Choose a technique with --mode.",
     "net netdev nic": "There is no network yet; leave the option out.",
@@ -140,6 +139,7 @@ def add_image_options(result: argparse.ArgumentParser) -> None:
     for letter in "abcd":
         add(f"-hd{letter}", action=Once, metavar="FILE", help="the same as --disk, as QEMU spells it, without options")
     add("-cdrom", action=Once, metavar="FILE", help="the same as --disk FILE,cdrom")
+    add("-boot", metavar="[order=]LETTERS", help="which drives are tried, as in dc: CD-ROMs, then hard disks (cd)")
     add("--load-address", metavar="ADDRESS", help="where --loader flat puts the image")
 
 
@@ -206,6 +206,8 @@ def image_configuration(options: argparse.Namespace, command: str, **others: Any
         forgotten = ",nonpersistent" if command != "run" else ""  # who runs a guest several times begins anew
         values["disks"] = tuple(disk + forgotten for disk in disks)
         values.pop("scratch_disk", None)
+    if options.boot is not None:
+        values["boot_order"] = _boot_order(options.boot)
     if options.parents_in:
         values["parents_in"] = tuple(options.parents_in)
     if options.load_address is not None:
@@ -217,6 +219,13 @@ def image_configuration(options: argparse.Namespace, command: str, **others: Any
         hint = f"Type: hvemu {command} IMAGE; hvemu list guests shows what comes with hvemu."
         raise UserError("No image is given", hint)
     return MachineConfiguration(**values)
+
+
+def _boot_order(text: str) -> str:
+    order = text.removeprefix("order=")
+    if "=" in order or "," in order or not order:
+        raise UserError(f"'{text}' is not supported by hvemu", "Write -boot order=dc or -boot dc; there is no menu.")
+    return order
 
 
 def _escaped(path: str) -> str:

@@ -107,7 +107,7 @@ def read_images(configuration: MachineConfiguration, media: Media | None = None)
     if not configuration.image and media is not None:
         if configuration.mode == "pv":
             raise UserError("There is nothing to boot. A paravirtual guest is not booted from a disk", "Give an IMAGE.")
-        return BootRequest(b"", "", devices=boot_devices(media.drives)), "disk"
+        return BootRequest(b"", "", devices=boot_devices(media.drives, configuration.boot_order)), "disk"
     image = read_file(configuration.image, "image")
     name = Path(configuration.image).name
     loader = configuration.loader if configuration.loader != "auto" else select.detect(image, name)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from hvemu.cpu.cpuid import FEATURE_BITS
 from hvemu.cpu.hypervisor_leaves import HYPERVISOR_LEAVES
-from hvemu.machine.drives import check_drives
+from hvemu.machine.drives import check_boot_order, check_drives
 from hvemu.vocabulary.errors import UserError
 from hvemu.vocabulary.svm import EXIT_NESTED_PAGE_FAULT, exit_code
 
@@ -48,6 +48,8 @@ class MachineConfiguration:
     """What is booted; unless given, the boot sector of the first disk."""
     disks: tuple[str, ...] = ()
     """Drives, each as FILE[,adapter=NAME][,read-only][,nonpersistent][,cdrom]."""
+    boot_order: str = ""
+    """Kinds of drives that the BIOS tries: c for hard disks, d for CD-ROMs; unless given, cd."""
     parents_in: tuple[str, ...] = ()
     """Folders in which images that ``disks`` build on may lie, besides their own."""
     scratch_disk: int = 0
@@ -97,6 +99,11 @@ class MachineConfiguration:
             raise UserError(f"The identifier '{self.identifier}' is not a UUID", "Leave it out to get one.") from None
         _choice("mode", self.mode, MODES)
         check_drives(self.disks, self.mode)
+        if self.boot_order:
+            check_boot_order(self.boot_order)
+            if self.image:
+                hint = "Leave out -boot, or give the image with --disk."
+                raise UserError("What is booted is IMAGE, and no drive", hint)
         if not 0 <= self.scratch_disk <= MAXIMUM_SCRATCH_DISK:
             hint = f"Choose 0 to {MAXIMUM_SCRATCH_DISK}."
             raise UserError(f"A scratch disk of {self.scratch_disk} bytes is not possible", hint)

@@ -16,6 +16,8 @@ from hvemu.vocabulary.errors import UserError
 
 ADAPTERS: Final = {"ide": 4, "buslogic": 15, "virtio-scsi": 64, "pv": 16}
 """Host bus adapters, and how many drives each can have."""
+_BOOTED: Final = {"c": (False, HARD_DISK), "d": (True, CDROM)}
+"""QEMU's letters for kinds of drives: whether they are CD-ROMs, and the number of their first."""
 _FLAGS: Final = ("read-only", "nonpersistent", "cdrom")
 _HINT: Final = "Write it as FILE[,adapter=ide|buslogic|virtio-scsi|pv][,read-only][,nonpersistent][,cdrom]."
 
@@ -95,13 +97,19 @@ class AttachedDrive:
     """The image that the medium lies in, or on; a disk in memory has none."""
 
 
-def boot_devices(drives: Sequence[AttachedDrive]) -> tuple[BootDevice, ...]:
-    """As the BIOS numbers and tries them: hard disks first, as an installation's CD-ROM stays in its drive."""
-    disks, cdroms = ([each for each in drives if each.drive.cdrom == cdrom] for cdrom in (False, True))
+def check_boot_order(order: str) -> None:
+    """Raises UserError for anything but QEMU's letters of what there is, c and d, each once."""
+    if not order or set(order) - set(_BOOTED) or len(set(order)) < len(order):
+        hint = "Write c for hard disks and d for CD-ROMs, as in -boot dc."
+        raise UserError(f"'{order}' is no order to boot in", hint)
+
+
+def boot_devices(drives: Sequence[AttachedDrive], order: str = "") -> tuple[BootDevice, ...]:
+    """As the BIOS numbers and tries them: unless told, hard disks first, as an installation's CD-ROM stays in."""
     return tuple(
         BootDevice(os.path.basename(each.drive.path), first + index, each.medium)
-        for first, group in ((HARD_DISK, disks), (CDROM, cdroms))
-        for index, each in enumerate(group)
+        for cdrom, first in (_BOOTED[letter] for letter in order or _BOOTED)
+        for index, each in enumerate(each for each in drives if each.drive.cdrom == cdrom)
     )
 
 

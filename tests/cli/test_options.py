@@ -94,6 +94,11 @@ REFUSED = [
     ["lab", "sensitive", "--json", "/no/such/folder/file"],
     ["run", "hello", "-hda", "a.img", "-hda", "b.img"],
     ["run", "hello", "-cdrom", "a.iso", "-cdrom", "b.iso"],
+    *(
+        ["run", "--disk", "a.img", "-boot", order]
+        for order in ("", "a", "cn", "cc", "order=", "menu=on", "once=d", "c,d")
+    ),
+    ["run", "hello", "-boot", "d"],
     ["fly"],
     ["--fly"],
 ]
@@ -103,7 +108,7 @@ REPLACED = {
     "-d": "--trace FILE", "-D": "--trace FILE", "-monitor": "Ctrl-A C", "-debugcon": "0xE9", "-device": "0xF4",
     "-fda": "IMAGE", "-drive": "--disk FILE", "-blockdev": "--disk FILE", "-enable-kvm": "--mode", "-accel": "--mode",
     "-net": "no network yet", "-nic": "no network yet", "-netdev": "no network yet", "-vnc": "--display text",
-    "-vga": "--display text", "-boot": "IMAGE",
+    "-vga": "--display text",
 }  # fmt: skip
 
 

@@ -115,9 +115,10 @@ def test_every_field_survives() -> None:
         "mode": "trap", "mmu": "shadow", "shadow": "flush", "audit": True, "hypervisor_leaves": "kvm",
     }  # fmt: skip
     others: dict[str, Any] = {"mode": "svm", "mmu": "nested-2", "intercept": ("rdtsc", "pf"), "cpu": "epyc"}
+    drives: dict[str, Any] = {"disks": ("g",), "boot_order": "dc"}
     fields = {field.name: field for field in dataclasses.fields(MachineConfiguration)}
-    assert set(fields) - {"version"} == {*values, *others}
-    for changed in (values, {"image": "a", **others}):
+    assert set(fields) - {"version"} == {*values, *others, *drives}
+    for changed in (values, {"image": "a", **others}, drives):
         assert [] == [name for name, value in changed.items() if fields[name].default == value]
         configuration = MachineConfiguration(**changed)
         assert configuration == from_toml(to_toml(configuration))

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hvemu.cli.options import parse
 from hvemu.cpu.state import EDX
 from hvemu.devices.images.creating import create_image, snapshot_image
 from hvemu.devices.images.memory import MemoryMedium
@@ -101,6 +102,17 @@ def test_hard_disks_are_booted_before_cdroms_and_an_image_before_both(adapter, t
         words = tuple(f"{path},adapter={adapter}" for path in disks)
         machine = build(MachineConfiguration(image=str(image), disks=words, serial="none"))
         assert number == booted_from(machine)
+
+
+def test_the_order_of_booting_can_be_chosen(tmp_path):
+    """For an installation's CD-ROM beside a disk with a system; the numbers of the drives stay."""
+    system, disc = disk(tmp_path), tmp_path / "disc.iso"
+    disc.write_bytes(cdrom())
+    for words, number in (("cd", 0x80), ("dc", 0xE0), ("d", 0xE0), ("order=c", 0x80)):
+        options = ["-hda", str(system), "-cdrom", str(disc), "-boot", words, "--serial", "none"]
+        assert number == booted_from(build(parse(options)[1]))
+    with pytest.raises(UserError, match=r"There is nothing to boot\. "):
+        build(MachineConfiguration(disks=(str(system),), boot_order="d", serial="none"))
 
 
 def test_a_sentence_names_every_drive_that_was_tried(tmp_path):
