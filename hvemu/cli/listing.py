@@ -1,6 +1,8 @@
 """``hvemu list``: what there is."""
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from hvemu.vocabulary.errors import UserError
@@ -22,7 +24,7 @@ def main(arguments: list[str]) -> int:
         return 0
     for row in rows:
         values = [", ".join(value) if isinstance(value, list) else str(value) for value in row.values()]
-        print(f"{values[0]:19} " + "  ".join(values[1:]))
+        print(f"{values[0]:20} " + "  ".join(values[1:]))
     return 0
 
 
@@ -42,13 +44,19 @@ def _guests() -> list[dict[str, Any]]:
 
 
 def _devices() -> list[dict[str, Any]]:
+    """Of a PC with a drive at each adapter, as its BIOS leaves it."""
+    from hvemu.machine.builder import build
+    from hvemu.machine.drives import ADAPTERS, escaped
     from hvemu.testing.catalog import catalog
     from hvemu.testing.running import guest_configuration
 
     guest = next(iter(catalog().values()))
-    from hvemu.machine.builder import build
-
-    machine = build(guest_configuration(guest))
+    with tempfile.TemporaryDirectory() as folder:
+        drive = Path(folder, "drive")
+        drive.write_bytes(bytes(512))
+        disks = tuple(f"{escaped(str(drive))},adapter={name},nonpersistent" for name in ADAPTERS if name != "pv")
+        machine = build(guest_configuration(guest, disks=disks))
+        machine.close()
     return [
         {"device": window.device.name, "space": bus.space, "base": f"{window.base:#x}", "length": f"{window.length:#x}"}
         for bus in (machine.ports, machine.mmio)

@@ -20,6 +20,7 @@ from hvemu.machine.configuration import (
     from_file,
     parse_size,
 )
+from hvemu.machine.drives import escaped
 from hvemu.vocabulary.errors import UserError
 
 _QEMU_LACKING = frozenset(
@@ -200,8 +201,8 @@ def image_configuration(options: argparse.Namespace, command: str, **others: Any
     if options.module:
         values["modules"] = tuple(options.module)
     disks = [*(options.disk or ())]
-    disks += [_escaped(path) for path in (options.hda, options.hdb, options.hdc, options.hdd) if path]
-    disks += [f"{_escaped(options.cdrom)},cdrom"] if options.cdrom else []
+    disks += [escaped(path) for path in (options.hda, options.hdb, options.hdc, options.hdd) if path]
+    disks += [f"{escaped(options.cdrom)},cdrom"] if options.cdrom else []
     if disks:
         forgotten = ",nonpersistent" if command != "run" else ""  # who runs a guest several times begins anew
         values["disks"] = tuple(disk + forgotten for disk in disks)
@@ -226,10 +227,6 @@ def _boot_order(text: str) -> str:
     if "=" in order or "," in order or not order:
         raise UserError(f"'{text}' is not supported by hvemu", "Write -boot order=dc or -boot dc; there is no menu.")
     return order
-
-
-def _escaped(path: str) -> str:
-    return path.replace(",", ",,")
 
 
 def _from_catalog(image: str, values: dict[str, Any]) -> None:

@@ -61,6 +61,11 @@ def own_adapter(mode: str) -> str:
     return "pv" if mode == "pv" else "ide"
 
 
+def escaped(path: str) -> str:
+    """A file's name as ``--disk`` takes it: commas doubled."""
+    return path.replace(",", ",,")
+
+
 def check_drives(texts: tuple[str, ...], mode: str) -> tuple[Drive, ...]:
     """The drives of a configuration, each with its adapter; raises UserError."""
     drives = tuple(

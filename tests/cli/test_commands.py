@@ -40,6 +40,8 @@ def test_the_list_of_devices_names_the_chips_and_where_they_are(capsys: Captured
     rows = json.loads(capsys.readouterr().out)
     assert {"device": "uart16550", "space": "port", "base": "0x3f8", "length": "0x8"} in rows
     assert {"device": "lapic", "space": "memory", "base": "0xfee00000", "length": "0x1000"} in rows
+    adapters = {"ide-channel", "virtio-pci-registers", "buslogic-registers"}
+    assert adapters < {row["device"] for row in rows if row["space"] == "port"}
 
 
 def test_the_list_of_cpus_shows_which_have_long_mode(capsys: Captured) -> None:
