@@ -158,6 +158,30 @@ def test_gdb_reaches_the_monitor() -> None:
     )
 
 
+def test_gdb_stays_while_what_runs_the_guest_changes() -> None:
+    """Its breakpoints hold under every technique, and the guest notices nothing."""
+    words = ("run", "processes", "--cpu", "opteron-g3", "--serial", "none", "-gdb", "tcp::0", "-S")
+    with start(*words) as process:
+        said = gdb(
+            announced(process),
+            "file guests/17_processes/processes.elf",
+            "break machine_switch",
+            "continue",
+            "monitor mode svm",
+            "stepi",
+            "continue",
+            "monitor mode svm/shadow",
+            "continue",
+            "monitor mode bt",
+            "continue",
+            "delete",
+            "continue",
+        )
+        assert 33 == process.wait(PATIENCE)
+    assert (4, 5) == (said.count("Breakpoint 1, 0x"), said.count(" in machine_switch ()"))
+    check_said(said, "mode svm, nested paging", "mode svm, shadow paging", "mode bt, shadow paging")
+
+
 def test_gdb_comes_and_goes_while_a_guest_runs() -> None:
     """It finds it running, detaches, comes back and ends it."""
     with start("run", "loop_forever", "--serial", "none", "-gdb", "tcp::0") as process:
