@@ -12,6 +12,7 @@ from hvemu.labs.comparison_plot import check_plotting, write_plot
 from hvemu.labs.comparison_text import comparison_lines
 from hvemu.labs.cost_model import cost_model_lines
 from hvemu.labs.techniques import COMPARED, Technique, common_cpu, techniques, under
+from hvemu.loader.select import is_64_bit
 from hvemu.machine.configuration import SHADOWS, MachineConfiguration
 from hvemu.testing.catalog import Guest, catalog
 from hvemu.vocabulary.errors import ExitStatus, UserError
@@ -77,9 +78,14 @@ def _work(
         until=options.until,
         timeout=options.timeout,
         ported=ported,
-        promised=program is not None and one.mode in program.modes and not refusal,
+        promised=program is not None and one.mode in program.modes and not refusal and _fits(program, configuration),
         refusal=refusal,
     )
+
+
+def _fits(program: Guest, configuration: MachineConfiguration) -> bool:
+    """The catalogue names modes; one that runs a 64-bit guest may still not do so with every paging technique."""
+    return configuration.runs_long_mode or not is_64_bit(program.image.read_bytes())
 
 
 def _is_file(image: str | None) -> bool:

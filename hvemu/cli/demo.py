@@ -16,6 +16,7 @@ _NEXT = {
     "native": "io_out, hvemu demo --mode trap",
     "trap": "hidden_fault",
     "bt": "callout, hvemu translate ring3",
+    "svm": "intercept nested_fault, hvemu lab vmcb",
     "pv": "hypercall multicall page_table_update",
 }
 """What to explain, and more, after a demonstration in a mode."""
@@ -25,18 +26,18 @@ def main(arguments: list[str]) -> int:
     """Run the demonstration; another guest and another mode may be named."""
     if arguments and arguments[0] in ("-h", "--help"):
         print(
-            "usage: hvemu demo [GUEST] [--mode MODE]\n\n"
+            "usage: hvemu demo [GUEST] [--mode MODE] [--mmu TECHNIQUE]\n\n"
             f"Boots a guest of the catalogue and prints its console and its ledger. Modes: {', '.join(MODES)}."
         )
         return 0
-    name, mode = _GUEST, ""
+    name, chosen = _GUEST, {"--mode": "", "--mmu": ""}
     words = iter(arguments)
     for word in words:
         option, equals, value = word.partition("=")
-        if option == "--mode":
-            mode = value if equals else next(words, "")
-            if not mode:
-                raise UserError("--mode names no mode", f"Choose one of: {', '.join(MODES)}.")
+        if option in chosen:
+            chosen[option] = value if equals else next(words, "")
+            if not chosen[option]:
+                raise UserError(f"{option} names nothing", "Write it as in: hvemu demo --mode svm --mmu shadow.")
         elif word.startswith("-"):
             raise UserError(f"hvemu demo does not know '{word}'", "Type: hvemu demo --help.")
         else:
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
     guest = catalog().get(name)
     if guest is None:
         raise UserError(f"There is no guest '{name}'", f"Guests are: {', '.join(catalog())}.")
-    configuration = guest_configuration(guest, mode=mode or guest.modes[0])
+    configuration = guest_configuration(guest, mode=chosen["--mode"] or guest.modes[0], mmu=chosen["--mmu"])
     print(f"Guest '{guest.name}': {guest.title}\n{guest.lesson}\n\n--- its serial console")
     sys.stdout.flush()
     with contextlib.ExitStack() as stack:
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
     if result.status == ExitStatus.INTERRUPTED:
         return int(ExitStatus.INTERRUPTED)
     print(result.console.rstrip("\n"))
-    print("--- what the hypervisor saw")
+    print(f"--- what {'hvemu, as the bare machine,' if configuration.mode == 'native' else 'the hypervisor'} saw")
     print("\n".join(summary_lines(result.statistics)))
     print(f"\nNext: hvemu explain {_NEXT.get(configuration.mode, 'io_out')}, hvemu list guests, hvemu run hello")
     return int(ExitStatus.POWER_OFF if result.status == guest.expected_status else ExitStatus.DIFFERENT)

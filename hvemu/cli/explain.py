@@ -1,8 +1,9 @@
 """``hvemu explain KIND``: everything that the ledger names, in words. A test keeps it complete."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hvemu.cli.explained_hypercalls import HYPERCALLS
 from hvemu.vocabulary.errors import UserError
@@ -15,6 +16,7 @@ from hvemu.vocabulary.paging import (
     ERROR_WRITE,
     error_words,
 )
+from hvemu.vocabulary.svm import EXIT_CODES, EXIT_EXCEPTION, INTERCEPTS, exit_name
 from hvemu.vocabulary.xen import Hypercall
 
 
@@ -404,25 +406,78 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: hvemu explain KIND...\n\nkinds: {', '.join(EXPLANATIONS)}")
         print(f"\nhypercalls: {', '.join(HYPERCALLS)}")
+        print(f"\nexits of mode svm: npf, {', '.join(INTERCEPTS)}")
         return 0 if arguments else 2
-    for kind in arguments:
-        if kind not in EXPLANATIONS and kind not in HYPERCALLS:
-            names = [*EXPLANATIONS, *HYPERCALLS]
-            near = get_close_matches(kind, names, 3)
-            known = f"Did you mean {' or '.join(near)}?" if near else f"Kinds are: {', '.join(names)}."
-            raise UserError(f"There is no '{kind}' in the ledger", known)
-    print("\n\n".join(_explained(kind) for kind in arguments))
+    texts = []
+    for word in arguments:
+        kind = word.lower().removeprefix("vmexit_").lstrip("#")
+        found = [explain(kind) for names, explain in _KINDS if kind in names]
+        if not found:
+            near = get_close_matches(kind, [name for names, _ in _KINDS for name in names], 3)
+            known = f"Did you mean {' or '.join(near)}?" if near else "Type: hvemu explain --help, which lists all."
+            raise UserError(f"There is no '{word}' to explain", known)
+        texts += found
+    print("\n\n".join(texts))
     return 0
 
 
-def _explained(kind: str) -> str:
-    call = HYPERCALLS.get(kind)
-    if call is not None:
-        number = Hypercall[kind.upper()]
-        return (
-            f"{kind}: hypercall {number:d} of mode pv\n  what   {call.what}\n  with   {call.arguments}\n"
-            f"  where  hvemu/paravirtual/hypercalls.py\n  read   Xen's public/{call.header}"
+def _hypercall(kind: str) -> str:
+    call = HYPERCALLS[kind]
+    return (
+        f"{kind}: hypercall {Hypercall[kind.upper()]:d} of mode pv\n  what   {call.what}\n  with   {call.arguments}\n"
+        f"  where  hvemu/paravirtual/hypercalls.py\n  read   Xen's public/{call.header}"
+    )
+
+
+_SVM_EXITS: Final = {
+    "npf": "The guest used a guest-physical address for which the nested page tables have no entry, or no right.",
+    "msr": "RDMSR or WRMSR.",
+    "swint": "INT n.",
+    "icebp": "INT1, opcode F1h.",
+    "shutdown": "A triple fault: the guest would shut its CPU down.",
+    **{
+        f"{register}_{access}": f"{instruction}."
+        for register, instructions in (
+            ("idtr", ("SIDT", "LIDT")),
+            ("gdtr", ("SGDT", "LGDT")),
+            ("ldtr", ("SLDT", "LLDT")),
+            ("tr", ("STR", "LTR")),
         )
+        for access, instruction in zip(("read", "write"), instructions, strict=True)
+    },
+}
+"""What the names of the APM do not say."""
+
+
+def _svm_exit(kind: str) -> str:
+    code = EXIT_CODES[kind]
+    if kind in _SVM_EXITS:
+        what = _SVM_EXITS[kind]
+    elif kind[:2] in ("cr", "dr"):
+        register, _, access = kind.partition("_")
+        what = f"The guest {'reads' if access == 'read' else 'writes'} {register.upper()}."
+    elif EXIT_EXCEPTION <= code < EXIT_EXCEPTION + 32:
+        what = f"The guest raises {exit_name(code)}, which has not been delivered yet."
+    else:
+        what = f"{kind.upper()}."
+    who = f"Whoever asks with --intercept {kind}; docs/svm.md says what exits unasked."
+    if kind == "npf":
+        who = "A page's first use, a device, a store to a page whose dirtying is logged."
+    return (
+        f"{kind}: exit {code:#x} of VMRUN in mode svm, VMEXIT_{exit_name(code).lstrip('#')}\n  what   {what}\n"
+        f"  who    {who}\n  where  hvemu/modes/svm.py\n  read   APM vol. 2, appendix C"
+    )
+
+
+def _kind(kind: str) -> str:
     text = EXPLANATIONS[kind]
     group = next(name for kinds, name in _GROUPS.items() if kind in tuple(kinds))
     return f"{kind}: {group}\n  what   {text.what}\n  who    {text.who}\n  where  {text.where}\n  read   {text.source}"
+
+
+_KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[str], str]], ...]] = (
+    (tuple(map(str, EXPLANATIONS)), _kind),
+    (tuple(HYPERCALLS), _hypercall),
+    (("npf", *INTERCEPTS), _svm_exit),
+)
+"""What there is to explain, and who does; a name may mean several things."""

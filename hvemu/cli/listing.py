@@ -68,9 +68,16 @@ def _cpus() -> list[dict[str, Any]]:
     from hvemu.cpu.cpuid import CpuId
     from hvemu.engine.cpuid_leaves import read_cpuid_leaves
     from hvemu.engine.vcpu import Vcpu
-    from hvemu.machine.configuration import CPU_MODELS
+    from hvemu.machine.configuration import CPU_MODELS, SVM_CPU_MODELS
 
-    return [{"cpu": model, "features": CpuId(read_cpuid_leaves(Vcpu(model))).features()} for model in CPU_MODELS]
+    return [
+        {
+            "cpu": model,
+            "mode_svm": "AMD-V" if model in SVM_CPU_MODELS else "-",
+            "features": CpuId(read_cpuid_leaves(Vcpu(model))).features(),
+        }
+        for model in CPU_MODELS
+    ]
 
 
 def _exits() -> list[dict[str, Any]]:

@@ -32,12 +32,15 @@ class Monitor:
             "help": ("this list", self._help),
             "info": ("info registers|mem|irq|exits|block|balloon", self._info),
             "x": ("x ADDRESS [BYTES]: guest memory at a linear address", self._examine),
-            "step": ("step [N]: execute N instructions", self._step),
+            "step": ("step [N]: execute N instructions; after HLT, sleep until something happens", self._step),
             "screendump": ("screendump [FILE]: the text screen", self._screendump),
             "sendkey": ("sendkey TEXT: type on the guest's keyboard", self._sendkey),
             "system_powerdown": ("press the power button and let the guest go on", self._power_down),
             "system_reset": ("press the reset button and let the guest go on", self._reset),
-            "mode": ("mode [NAME]: what runs the guest, or switch to native, bt, svm or svm/shadow", self._mode),
+            "mode": (
+                "mode [NAME]: what runs the guest, or switch to native, bt, svm, svm/nested-2 or svm/shadow",
+                self._mode,
+            ),
             "nmi": ("raise a non-maskable interrupt", self._nmi),
             "balloon": ("balloon SIZE: ask a paravirtual guest to make do with so much memory", self._balloon),
             "cont": ("let the guest go on", self._continue),
@@ -109,6 +112,8 @@ class Monitor:
             for row in (0, 4):
                 self._say("  ".join(f"{GPR_NAMES[i].upper()}={cpu.gpr(i):08x}" for i in range(row, row + 4)))
             self._say(f"EIP={cpu.instruction_pointer:08x}  EFLAGS={cpu.flags:08x} [{flags}]  CPL={cpu.cpl()}")
+        if cpu.halted:
+            self._say("halted: the CPU sleeps until an interrupt comes")
         for name, segment in zip(SEGMENT_NAMES, cpu.segments, strict=True):
             self._say(
                 f"{name.upper()}={segment.selector:04x}  base={segment.base:08x}  limit={segment.limit:08x}"
@@ -202,7 +207,7 @@ class Monitor:
             self._say(f"{address + at:08x}  {row.hex(' '):47}  {text}")
 
     def _step(self, words: list[str]) -> None:
-        if words and not words[0].isdecimal():
+        if len(words) > 1 or (words and not words[0].isdecimal()):
             self._say("Say: step [N], as in step 10.")
             return
         count = int(words[0]) if words else 1
@@ -241,6 +246,9 @@ class Monitor:
         self._machine.board.nmi.raise_nmi()
 
     def _mode(self, words: list[str]) -> None:
+        if len(words) > 1:
+            self._say("Say: mode [NAME], as in mode svm.")
+            return
         if words:
             try:
                 self._machine.switch_mode(words[0])

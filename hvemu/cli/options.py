@@ -140,7 +140,11 @@ def add_image_options(result: argparse.ArgumentParser) -> None:
     for letter in "abcd":
         add(f"-hd{letter}", action=Once, metavar="FILE", help="the same as --disk, as QEMU spells it, without options")
     add("-cdrom", action=Once, metavar="FILE", help="the same as --disk FILE,cdrom")
-    add("-boot", metavar="[order=]LETTERS", help="which drives are tried, as in dc: CD-ROMs, then hard disks (cd)")
+    add(
+        "-boot",
+        metavar="[order=]LETTERS",
+        help="which drives are tried, as in dc: CD-ROMs, then hard disks (default: cd)",
+    )
     add("--load-address", metavar="ADDRESS", help="where --loader flat puts the image")
 
 

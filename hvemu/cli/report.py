@@ -7,7 +7,7 @@ from hvemu.vocabulary.paging import error_words
 from hvemu.vocabulary.vectors import vector_name
 
 _TOP = 6
-_PAGE_FAULTS: Final = frozenset({ExitKind.TRUE_FAULT, ExitKind.HIDDEN_FAULT})
+_PAGE_FAULTS: Final = frozenset({ExitKind.TRUE_FAULT, ExitKind.HIDDEN_FAULT, ExitKind.NESTED_FAULT})
 _EXCEPTIONS: Final = frozenset({ExitKind.REFLECTED_EXCEPTION, AssistKind.EXCEPTION})
 
 

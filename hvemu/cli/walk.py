@@ -24,7 +24,12 @@ def _parser() -> Parser:
     result = Parser(prog="hvemu lab walk", allow_abbrev=False, description=_ABOUT)
     add_image_options(result)
     result.add_argument("--mmu", choices=("nested", "nested-2"), default="nested", help="four nested levels, or two")
-    result.add_argument("--at", type=number, metavar="ADDRESS", help="linear address (default: where the guest is)")
+    result.add_argument(
+        "--at",
+        type=number,
+        metavar="ADDRESS",
+        help="linear address (default: where the guest is; without IMAGE, one with four levels)",
+    )
     result.add_argument(
         "--position", type=positive, metavar="N", help="run the guest for N code bytes (default: to its end)"
     )
@@ -54,6 +59,14 @@ def main(arguments: list[str]) -> int:
     for count, one in enumerate(found.references, 1):
         print(f"{count:>4} {one.whose:7} {one.level:>5}  {one.address:>#16x} {one.value:>#18x}  {one.meaning}")
     guest, nested = found.guest_levels, found.nested_levels
+    if found.machine is None:
+        print(
+            f"\nlinear {linear:#x} leads to guest-physical {found.guest_physical:#x}, where there is no RAM: the nested"
+        )
+        print(
+            "entry is absent, so each access is a nested page fault, which the hypervisor answers as the device there."
+        )
+        return 0
     print(f"\nlinear {linear:#x} is guest-physical {found.guest_physical:#x}, machine {found.machine:#x}")
     alone = f"; the guest's tables alone would take {guest}" if guest else ""
     print(f"{len(found.references)} references = ({guest}+1)({nested}+1)-1{alone}")

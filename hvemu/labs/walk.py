@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 from hvemu.machine.machine import Machine
-from hvemu.memory.walk import Path, walk
+from hvemu.memory.walk import PTE_PRESENT, Path, walk
 from hvemu.modes.svm import SvmMode
 from hvemu.vocabulary.errors import UserError
-from hvemu.vocabulary.paging import CR4_PAE
+from hvemu.vocabulary.paging import CR4_PAE, EFER_LMA
 
 
 class Reference(NamedTuple):
@@ -20,20 +20,26 @@ class Reference(NamedTuple):
 
 
 class TwoDimensional(NamedTuple):
-    """A whole walk: its references, the levels of both tables, and where the byte lies."""
+    """A whole walk: its references, the levels of both tables, and where the byte lies.
+
+    Without a machine address the walk ends at an absent nested entry: ``guest_physical`` is no RAM, which is how the
+    hypervisor hears of a device.
+    """
 
     references: list[Reference]
     guest_levels: int
     nested_levels: int
     guest_physical: int
-    machine: int
+    machine: int | None
 
 
 def two_dimensional(machine: Machine, linear: int) -> TwoDimensional:
-    """Walk as the CPU does, in a machine with nested paging; raises UserError where nothing is mapped."""
+    """Walk as the CPU does, in a machine with nested paging; raises UserError where the guest maps nothing."""
     mode, memory = machine.mode, machine.memory
     assert isinstance(mode, SvmMode)
     registers = machine.registers().paging()
+    if linear >> 32 and not registers.efer & EFER_LMA:
+        raise UserError(f"32-bit code has no address {linear:#x}", "Give one below 4 GiB.")
     path: list[Path] = []
     physical = walk(memory, registers, linear, mark=False, path=path)
     if not isinstance(physical, int):
@@ -42,20 +48,20 @@ def two_dimensional(machine: Machine, linear: int) -> TwoDimensional:
     size = 8 if registers.cr4 & CR4_PAE else 4
     references = list[Reference]()
 
-    def nested(address: int, what: str) -> int:
+    def nested(address: int, what: str) -> int | None:
         steps = mode.nested.walk(address)
+        if not steps[-1].entry & PTE_PRESENT and mode.nested.fault(address, write=False):
+            steps = mode.nested.walk(address)  # not backed yet: the CPU would exit, and be helped like this
         for step in steps:
             references.append(Reference("nested", step.level, step.address, step.entry, f"of {what} {address:#x}"))
-        if not steps[-1].entry & 1:
-            mode.nested.fault(address, write=False)  # not backed yet: the CPU would exit, and be helped like this
-            references[-len(steps) :] = []
-            return nested(address, what)
-        return memory.base + address
+        return memory.base + address if steps[-1].entry & PTE_PRESENT else None
 
     for index, table in enumerate(tables):
         level = len(tables) - index + (path[0].large and 1)
         at = nested(table, "the guest's entry at")
+        if at is None:
+            return TwoDimensional(references, len(tables), mode.nested.levels, table, None)
         value = memory.read_u64(table) if size == 8 else memory.read_u32(table)
         references.append(Reference("guest", level, at, value, f"entry of level {level}, guest-physical {table:#x}"))
-    nested(physical, "the address itself,")
-    return TwoDimensional(references, len(tables), mode.nested.levels, physical, memory.base + physical)
+    at = nested(physical, "the address itself,")
+    return TwoDimensional(references, len(tables), mode.nested.levels, physical, at)

@@ -46,7 +46,10 @@ def is_cdrom_medium(medium: BlockBackend) -> bool:
 def find_boot_image(medium: BlockBackend, name: str) -> BootImage:
     """What the initial entry says; raises UserError when there is none that can be started, and OSError."""
     if not is_cdrom_medium(medium):
-        raise UserError(f"{name} is no image of a CD-ROM (ISO 9660)", "A hard disk's name must not end in .iso.")
+        raise UserError(
+            f"{name} is no image of a CD-ROM (ISO 9660)",
+            "Give a hard disk with --disk, and a name that does not end in .iso.",
+        )
     record = _sector(medium, _DESCRIPTORS + 1)
     if not record.startswith(_BOOT_RECORD):
         raise UserError(f"{name} is not bootable: it has no boot record", _HINT)

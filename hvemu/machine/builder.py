@@ -98,8 +98,7 @@ _TECHNIQUES: Final[dict[str, Callable[[Services, MachineConfiguration], DirectEx
     "svm": _svm,
 }
 """Those for guests that take the machine for a PC."""
-_FULL_MODES_HINT: Final = "Those that can be are native, bt and svm."
-_WITHOUT_LONG_MODE: Final = frozenset({"trap", "bt", "pv"})
+_FULL_MODES_HINT: Final = "Choose native, bt, svm, svm/nested-2 or svm/shadow."
 
 
 def read_images(configuration: MachineConfiguration, media: Media | None = None) -> tuple[BootRequest, str]:
@@ -107,7 +106,11 @@ def read_images(configuration: MachineConfiguration, media: Media | None = None)
     if not configuration.image and media is not None:
         if configuration.mode == "pv":
             raise UserError("There is nothing to boot. A paravirtual guest is not booted from a disk", "Give an IMAGE.")
-        return BootRequest(b"", "", devices=boot_devices(media.drives, configuration.boot_order)), "disk"
+        bootable = boot_devices(media.drives, configuration.boot_order)
+        if media.drives and not bootable:
+            hint = "Write c for hard disks and d for CD-ROMs, or leave out -boot."
+            raise UserError(f"No drive is of a kind that -boot {configuration.boot_order} names", hint)
+        return BootRequest(b"", "", devices=bootable), "disk"
     image = read_file(configuration.image, "image")
     name = Path(configuration.image).name
     loader = configuration.loader if configuration.loader != "auto" else select.detect(image, name)
@@ -135,10 +138,11 @@ def read_images(configuration: MachineConfiguration, media: Media | None = None)
 def _check_technique(configuration: MachineConfiguration, loader: str, request: BootRequest) -> None:
     """64-bit kernels need long mode; mode ``pv`` and paravirtual kernels belong together; raises UserError."""
     name, told = request.image_name, configuration.loader != "auto"
-    if configuration.mode in _WITHOUT_LONG_MODE and select.is_64_bit(request.image):
-        raise UserError(
-            f"{name} is a 64-bit kernel, which mode {configuration.mode} cannot run", "Use --mode native or svm."
-        )
+    if select.is_64_bit(request.image) and not configuration.runs_long_mode:
+        what = f"{name} is a 64-bit kernel, which mode {configuration.mode}"
+        if len(MMUS[configuration.mode]) > 1:
+            raise UserError(f"{what} with {configuration.mmu} page tables cannot run", "Use --mmu nested.")
+        raise UserError(f"{what} cannot run", "Use --mode native or svm.")
     if loader == "xen" and configuration.mode != "pv":
         hint = "Leave --loader out, or use --mode pv." if told else "Use --mode pv."
         raise UserError(f"{name} is {'to be loaded as ' if told else ''}a paravirtual kernel", hint)
@@ -166,6 +170,8 @@ def _switched(configuration: MachineConfiguration, mode: str, mmu: str) -> Machi
     for name in (configuration.mode, mode):
         if name not in FULL_MODES:
             raise UserError(f"A running guest cannot be switched between '{name}' and others", _FULL_MODES_HINT)
+    if mmu and mmu not in MMUS[mode]:
+        raise UserError(f"Mode {mode} has no paging technique '{mmu}'", _FULL_MODES_HINT)
     kept = "shadow" in (mmu or MMUS[mode][0])
     return replace(
         configuration,
@@ -178,7 +184,7 @@ def _switched(configuration: MachineConfiguration, mode: str, mmu: str) -> Machi
 
 def _check_guest(cpu: VirtualCpu, wanted: MachineConfiguration) -> None:
     """64-bit code has to stay where it can run; raises UserError."""
-    if cpu.efer & EFER_LME and "shadow" in wanted.mmu:
+    if cpu.efer & EFER_LME and not wanted.runs_long_mode:
         raise UserError("The guest is in long mode, for which there are no shadow page tables", "Use native or svm.")
 
 
@@ -213,6 +219,9 @@ def _build(configuration: MachineConfiguration, media: Media, backends: Backends
     cpuid = CpuId(
         read_cpuid_leaves(vcpu), without=frozenset(configuration.cpu_without), hypervisor=HYPERVISOR_LEAVES[shown]
     )
+    if select.is_64_bit(request.image) and not cpuid.has("lm"):
+        what = f"{request.image_name} is a 64-bit kernel, and the CPU has no long mode"
+        raise UserError(what, "Use --cpu with another model and without -lm, as in --cpu opteron-g3.")
     clock = HostClock() if configuration.clock == "host" else VirtualClock()
     dispatcher = Dispatcher(ledger, tracer)
     interface: Kvm | HyperV | None = None

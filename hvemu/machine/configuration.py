@@ -88,6 +88,11 @@ class MachineConfiguration:
     count_instructions: bool = False
     version: int = VERSION
 
+    @property
+    def runs_long_mode(self) -> bool:
+        """Whether the technique does; that the CPU model has it is another thing. Shadow tables have three levels."""
+        return self.mmu not in ("shadow", "direct")
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _text(field.name, getattr(self, field.name))

@@ -177,7 +177,7 @@ class Machine:
             if sleeps_for_ever:
                 self.stop = Stop(ExitStatus.HALTED, self._halted_sentence())
                 return
-            if deadline < FAR_AWAY:
+            if min(deadline, until) < FAR_AWAY:
                 ahead_of_us = max(0, min(deadline, until) - here)
                 self.mode.skip(ahead_of_us)
                 self.slept += ahead_of_us
@@ -221,8 +221,10 @@ class Machine:
         self.switch(mode, mmu)
 
     def step(self) -> Stop | None:
-        """Execute one guest instruction, or one iteration of a repeated one."""
-        return self.run(self.mode.position() + 1)
+        """Execute one guest instruction, or one iteration of a repeated one; after HLT sleep until an event is due."""
+        here = self.mode.position()
+        deadline = self.clock.deadline() if self.mode.halted else here
+        return self.run(deadline if here < deadline < FAR_AWAY else here + 1)
 
     def pause(self) -> None:
         """Make the present ``run`` return at the next boundary; for callbacks and observers."""

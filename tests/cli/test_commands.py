@@ -6,9 +6,10 @@ import pytest
 
 import hvemu
 from hvemu.cli import main
-from hvemu.machine.configuration import CPU_MODELS
+from hvemu.machine.configuration import CPU_MODELS, SVM_CPU_MODELS
 from hvemu.testing.catalog import catalog
 from hvemu.vocabulary.exits import AssistKind, ExitKind, PagingEvent, ParavirtualEvent, TranslationEvent
+from hvemu.vocabulary.svm import EXIT_CODES, INTERCEPTS
 
 from .process import run
 
@@ -50,13 +51,33 @@ def test_the_list_of_cpus_shows_which_have_long_mode(capsys: Captured) -> None:
     for row in json.loads(capsys.readouterr().out):
         assert {"fpu", "tsc"} <= set(row["features"])
         assert ("lm" in row["features"]) is (row["cpu"] not in ("pentium3", "qemu32"))
+        assert ("AMD-V" == row["mode_svm"]) is (row["cpu"] in SVM_CPU_MODELS)
+
+
+@pytest.mark.parametrize("name", ["npf", *INTERCEPTS])
+def test_every_exit_of_svm_is_explained(name: str, capsys: Captured) -> None:
+    """However it is written; what the instructions are that the APM names by their effect."""
+    assert 0 == main(["explain", f"VMEXIT_{name.upper()}"])
+    said = capsys.readouterr().out
+    assert f"{name}: exit {EXIT_CODES[name]:#x} of VMRUN in mode svm" in said
+    assert ("  what   LTR.\n" in said) is (name == "tr_write")
+
+
+def test_what_cannot_be_explained_says_where_all_is_listed(capsys: Captured) -> None:
+    """Not a wall of names; and a name of several things is all of them."""
+    assert 2 == main(["explain", "zzz"])
+    assert "There is no 'zzz' to explain. Type: hvemu explain --help, which lists all." in capsys.readouterr().err
+    assert 0 == main(["explain", "iret"])
+    said = capsys.readouterr().out
+    assert "iret: hypercall 23 of mode pv" in said
+    assert "iret: exit 0x74 of VMRUN" in said
 
 
 @pytest.mark.parametrize("kind", [*ExitKind, *AssistKind, *PagingEvent])
 def test_every_kind_is_explained(kind: str, capsys: Captured) -> None:
     """What, who, where and what to read."""
     assert 0 == main(["explain", kind])
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
     assert [f"{kind}:", "what", "who", "where", "read"] == [line.split()[0] for line in lines]
 
 
@@ -99,7 +120,13 @@ def test_the_demonstration_shows_console_and_ledger(name: str, capsys: Captured)
     output = capsys.readouterr().out
     for line in catalog()[name].console:
         assert line in output
-    for part in ("--- its serial console", "--- what the hypervisor saw", "exits:", "hardware assists", "Next: hvemu"):
+    for part in (
+        "--- its serial console",
+        "--- what hvemu, as the bare machine, saw",
+        "exits:",
+        "hardware assists",
+        "Next: hvemu",
+    ):
         assert part in output
 
 
@@ -152,6 +179,8 @@ def test_the_monitor_obeys_a_script() -> None:
     done = run("run", "hello", "-S", stdin=b"info registers\nstep 2\nquit\n")
     assert 0 == done.returncode
     assert 2 == done.stdout.count("EIP=")
+    done = run("run", "long_mode", "-S", stdin=b"step 14677\nmode\nquit\n")  # two beyond a HLT
+    assert (0, True) == (done.returncode, "mode native" in done.stdout)
     done = run("run", "hello", "-S", stdin=b"info exits\ncont\n")
     assert 33 == done.returncode
     assert done.stdout.index("hardware assists: none") < done.stdout.index("Hello from ring 0")

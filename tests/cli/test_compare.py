@@ -110,6 +110,14 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
         assert f">{word}</text>" in text
 
 
+def test_what_cannot_run_a_64_bit_guest_is_no_difference(capsys: Captured) -> None:
+    """The catalogue says svm, and that holds for nested paging."""
+    assert 0 == main(["compare", "long_mode"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "svm: the guest did the same" in said
+    assert "svm/shadow: cannot run it. long_mode.elf is a 64-bit kernel" in said
+
+
 def test_an_interrupted_comparison_ends_at_once() -> None:
     """Status 130, also if only the parent is told."""
     with start("compare", "loop_forever", "--modes", "native") as process:

@@ -51,6 +51,20 @@ def test_help_lists_every_command(desk: Desk) -> None:
     assert f"There is no command 'fly'. Commands are: {', '.join(names)}.\n" == desk.say("fly away")
 
 
+def test_step_after_hlt_sleeps_until_something_happens() -> None:
+    """Not for as many steps as there are nanoseconds; and the registers say so."""
+    desk = Desk("preempt")
+    while not desk.machine.mode.halted:
+        assert desk.machine.run(desk.machine.mode.position() + 100) is None
+    asleep, deadline = desk.machine.mode.position(), desk.machine.clock.deadline()
+    assert asleep + 1 < deadline
+    assert "halted: the CPU sleeps until an interrupt comes" in desk.say("info registers")
+    desk.say("step")
+    assert deadline == desk.machine.mode.position()
+    awake = ["halted" not in desk.say("step") for _ in range(10)]
+    assert any(awake), "an event or two later comes the tick"
+
+
 def test_mode_says_what_runs_the_guest_and_changes_it() -> None:
     """With the paging technique; what cannot be is a sentence, and nothing has changed."""
     desk = Desk("processes", until=1_000_000, cpu="opteron-g3")
@@ -60,6 +74,7 @@ def test_mode_says_what_runs_the_guest_and_changes_it() -> None:
     assert f"mode svm, shadow paging, at position {position}\n" == desk.say("mode svm/shadow")
     assert desk.say("mode trap").startswith("A running guest cannot be switched between 'trap' and others. ")
     assert desk.say("mode fly").startswith("There is no mode 'fly'. ")
+    assert "Say: mode [NAME], as in mode svm.\n" == desk.say("mode bt please")
     assert desk.say("mode").startswith("mode svm, shadow paging, ")
     assert desk.say("mode bt").startswith("mode bt, shadow paging, ")
     assert 33 == desk.machine.run().status

@@ -1,5 +1,7 @@
 """Third-party images for the slow tests, from Debian's packages; nothing of them is kept in the tree."""
 
+import contextlib
+import fcntl
 import functools
 import os
 import shutil
@@ -22,12 +24,48 @@ busybox reboot -f
 """What the initial RAM disk does: work that shows, and a reboot."""
 
 
+_FOLDER = Path(tempfile.gettempdir(), "hvemu-test-packages")
+"""Shared by the processes that share the tests."""
+
+
+@contextlib.contextmanager
+def alone(what):
+    """Only one process at a time does this."""
+    _FOLDER.mkdir(exist_ok=True)
+    with (_FOLDER / f".{what.replace(':', '-')}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _apt_get(*words, cwd=None):
+    with alone("apt-get"):
+        return subprocess.run(["apt-get", *words], cwd=cwd, check=False, capture_output=True, text=True)
+
+
 @functools.cache
 def _prepare_lists():
     """Know i386 packages and have package lists; failures show when a package is asked for."""
     if os.geteuid() == 0:
         subprocess.run(["dpkg", "--add-architecture", "i386"], check=False)
-        subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
+        _apt_get("update", "-qq")
+
+
+@functools.cache
+def _install(program, packages):
+    """Why the program cannot be had, or nothing."""
+    if os.geteuid() or shutil.which("apt-get") is None:
+        return f"{program} is not installed; apt-get install {' '.join(packages)}"
+    result = _apt_get("install", "-qq", "-y", *packages)
+    if result.returncode:
+        _prepare_lists()
+        result = _apt_get("install", "-qq", "-y", *packages)
+    return "" if shutil.which(program) else f"{packages} cannot be installed: {result.stderr.strip()[-200:]}"
+
+
+def need(program, *packages):
+    """Install what a test needs; skips it, saying why, when that cannot be had."""
+    if shutil.which(program) is None and (reason := _install(program, packages)):
+        pytest.skip(reason)
 
 
 @functools.cache
@@ -35,22 +73,24 @@ def unpacked(package):
     """The folder with a package's files; skips the test, saying why, when the package cannot be had."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         pytest.skip(f"no apt-get and dpkg-deb here to take {package} from Debian")
-    folder = Path(tempfile.gettempdir(), "hvemu-test-packages", package.replace(":", "-"))
-    marker = folder / ".complete"
-    if marker.exists():
-        return folder
+    folder = _FOLDER / package.replace(":", "-")
+    with alone(package):
+        if not (folder / ".complete").exists():
+            _unpack(package, folder)
+    return folder
+
+
+def _unpack(package, folder):
     folder.mkdir(parents=True, exist_ok=True)
-    download = ["apt-get", "download", "-qq", package]
-    if subprocess.run(download, cwd=folder, check=False, capture_output=True).returncode:
+    if _apt_get("download", "-qq", package, cwd=folder).returncode:
         _prepare_lists()
-        result = subprocess.run(download, cwd=folder, check=False, capture_output=True, text=True)
+        result = _apt_get("download", "-qq", package, cwd=folder)
         if result.returncode:
             pytest.skip(f"Debian's {package} cannot be downloaded: {result.stderr.strip().splitlines()[-1:]}")
     for archive in folder.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
         archive.unlink()
-    marker.touch()
-    return folder
+    (folder / ".complete").touch()
 
 
 def one_file(package, pattern):
@@ -101,5 +141,7 @@ def linux(architecture="i386"):
         ]
     )
     path = kernel.parent / "initramfs-hvemu"
-    path.write_bytes(archive)
+    with alone("initramfs"):
+        if not path.exists() or path.read_bytes() != archive:
+            path.write_bytes(archive)
     return kernel, path, busybox

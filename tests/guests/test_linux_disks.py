@@ -13,7 +13,7 @@ from tests.guests import linux_disks
 from tests.guests.packages import kernel_package, one_file
 from tests.techniques import settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packages"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 LIMIT = 60_000_000_000
 
 

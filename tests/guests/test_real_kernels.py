@@ -15,7 +15,7 @@ from hvemu.vocabulary.errors import UserError
 from hvemu.vocabulary.machine_map import LAPIC_BASE
 from tests.guests.packages import kernel_package, linux, one_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packages")]  # which are taken by one process at a time
+pytestmark = pytest.mark.slow
 
 MEMTEST_LIMIT = 12_000_000_000
 LINUX_LIMIT = 30_000_000_000

@@ -151,7 +151,7 @@ def test_a_command_is_passed_on(desk: Desk) -> None:
 def test_test_is_pytest_without_the_slow_ones(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """--all takes the filter away; other words go to pytest, from the project's folder. Two processes share them."""
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    shared = ["-m", "pytest", "-n", "2", "--dist", "loadgroup"]
+    shared = ["-m", "pytest", "-n", "2", "--dist", "load"]
     assert [*shared, "-m", "not slow"] == desk.hv("test")
     assert [*shared, "-m", "not slow", "-x", "tests/cli"] == desk.hv("test", "-x", "tests/cli")
     assert ["-m", "pytest", "-m", "not slow", "-n", "0"] == desk.hv("test", "-n", "0")

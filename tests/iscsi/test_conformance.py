@@ -1,13 +1,11 @@
 """libiscsi's conformance suite and QEMU's tools against ``hvemu disk serve``; a skipped test is not a passed one."""
 
-import functools
-import os
 import re
-import shutil
 import subprocess
 
 import pytest
 
+from tests.guests.packages import need
 from tests.iscsi.serving import scratch, serving
 
 TESTS = 230
@@ -15,25 +13,6 @@ TESTS = 230
 LEAST_EXECUTED = 180
 MEGABYTE = 1 << 20
 _SECONDS = 300
-
-
-@functools.cache
-def _installed(program: str, *packages: str) -> str | None:
-    """Why the program cannot be had, or None."""
-    if shutil.which(program):
-        return None
-    if os.geteuid() or shutil.which("apt-get") is None:
-        return f"{program} is not installed; apt-get install {' '.join(packages)}"
-    subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
-    result = subprocess.run(["apt-get", "install", "-qq", *packages], check=False, capture_output=True, text=True)
-    return None if shutil.which(program) else f"{packages} cannot be installed: {result.stderr.strip()[-200:]}"
-
-
-def need(program: str, *packages: str) -> None:
-    """Skip, saying why, when there is no such program."""
-    reason = _installed(program, *packages)
-    if reason is not None:
-        pytest.skip(reason)
 
 
 def results(text: str) -> dict[str, str]:

@@ -97,7 +97,6 @@ def test_a_kernel_that_the_loader_refuses_ends_bochs(files):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("packages")
 @pytest.mark.timeout(1500)
 @pytest.mark.usefixtures("installed")
 def test_bochs_boots_debians_kernel_to_its_reboot():

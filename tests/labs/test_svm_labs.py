@@ -123,3 +123,16 @@ def test_the_command_shows_the_count(capsys):
     assert json.loads(capsys.readouterr().out)["nested_levels"] == 4
     with pytest.raises(UserError, match="maps nothing at 0x5"):
         walk_command.main(["paging", "--at", "0x50000000"])
+    with pytest.raises(UserError, match="32-bit code has no address 0x100000000"):
+        walk_command.main(["hello", "--at", "0x100000000"])
+
+
+@pytest.mark.parametrize("mmu", ["nested", "nested-2"])
+@pytest.mark.parametrize("address", [0xFEE0_0000, 0x200_0000, 0xFFFF_F000])
+def test_a_walk_to_a_device_ends_at_an_absent_entry(mmu, address, capsys):
+    """And to where nothing is; it is how the hypervisor hears of it."""
+    assert 0 == walk_command.main(["hello", "--mmu", mmu, "--at", hex(address)])
+    shown = capsys.readouterr().out
+    assert f"linear {address:#x} leads to guest-physical {address:#x}, where there is no RAM" in shown
+    rows = [line.split() for line in shown.splitlines() if " nested " in line and "entry" not in line.split()[0]]
+    assert "0x0" == [row for row in rows if row[0].isdecimal()][-1][4]

@@ -140,8 +140,8 @@ def test_what_cannot_take_over_is_refused_by_name():
     """And the guest goes on where it is."""
     machine = build(guest_configuration(catalog()["hello"], cpu=CPU))
     assert "'trap'" in refusal(machine, "trap")
-    assert "Those that can be are native, bt and svm." in refusal(machine, "pv")
-    assert "no paging technique 'shadow'" in refusal(machine, "native", "shadow")
+    assert "Choose native, bt, svm, svm/nested-2 or svm/shadow." in refusal(machine, "pv")
+    assert "no paging technique 'shadow'. Choose native, " in refusal(machine, "native", "shadow")
     assert 33 == machine.run().status
     assert "AMD-V" in refusal(build(guest_configuration(catalog()["hello"])), "svm")
     ported = build(guest_configuration(catalog()["processes_pv"]))

@@ -15,6 +15,9 @@ from hvemu.machine.builder import build
 from hvemu.machine.configuration import MachineConfiguration
 from hvemu.observers.gdb_link import GdbLink
 from hvemu.observers.gdb_session import GdbSession
+from hvemu.testing.catalog import catalog
+from hvemu.testing.running import guest_configuration
+from hvemu.vocabulary.errors import UserError
 from hvemu.vocabulary.paging import EFER_LMA, EFER_LME, EFER_NXE
 
 from .long_kernel import CODE, CODE_AT, DATA_AT, GDT, HIGH, LEVEL4, STACK, TSS, USER_32, LongKernel, verdict
@@ -285,6 +288,21 @@ code_bytes = st.one_of(
     ).map(lambda parts: bytes.fromhex("".join(parts))),
 )
 values = st.sampled_from((0, 8, 0x10, 0x1B, 0x30, DATA_AT, STACK, CODE_AT, LEVEL4, NOWHERE, 1 << 63, (1 << 64) - 1, 7))
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"mode": "bt"}, "mode bt cannot run. Use --mode native or svm."),
+        ({"mode": "svm", "mmu": "shadow"}, "mode svm with shadow page tables cannot run. Use --mmu nested."),
+        ({"cpu": "pentium3"}, "the CPU has no long mode. Use --cpu with another model"),
+        ({"mode": "svm", "cpu_without": ("lm",)}, "the CPU has no long mode. "),
+    ],
+)
+def test_a_64_bit_kernel_where_it_cannot_run_is_refused_before_its_first_instruction(settings, advice):
+    """By name, and with what to do."""
+    with pytest.raises(UserError, match=f"long_mode.elf is a 64-bit kernel, .*{advice}"):
+        build(guest_configuration(catalog()["long_mode"], **settings))
 
 
 @settings(deadline=None, max_examples=150)

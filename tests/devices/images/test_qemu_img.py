@@ -1,14 +1,13 @@
 """qemu-img reads what we write and writes what we read."""
 
-import os
 import random
-import shutil
 import subprocess
 
 import pytest
 
 from hvemu.devices.images import open_image
 from hvemu.devices.images.creating import copy_image, create_image, snapshot_image
+from tests.guests.packages import need
 
 SIZES = [512, 1 << 20, (2 << 20) + 512, (7 << 20) + 1536, (33 << 20) - 512]
 FORMATS = {"vhd": "dynamic", "vhd-fixed": "fixed"}
@@ -17,10 +16,7 @@ FORMATS = {"vhd": "dynamic", "vhd-fixed": "fixed"}
 @pytest.fixture(scope="module")
 def qemu_img():
     """A function that runs it; installs Debian's qemu-utils, or skips saying why."""
-    if shutil.which("qemu-img") is None and shutil.which("apt-get") and os.geteuid() == 0:
-        subprocess.run(["apt-get", "install", "-qq", "-y", "qemu-utils"], check=False, capture_output=True)
-    if shutil.which("qemu-img") is None:
-        pytest.skip("qemu-img is not installed; apt-get install qemu-utils")
+    need("qemu-img", "qemu-utils")
 
     def run(*words):
         done = subprocess.run(["qemu-img", *map(str, words)], check=False, capture_output=True, text=True)
