@@ -5,6 +5,7 @@ Each run is a process of its own, because a second engine in a process is slower
 
 import threading
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Final
 
 from hvemu.labs.apart import apart
@@ -112,11 +113,18 @@ def observe_apart(works: list[Work]) -> list[Run]:
     return [apart(observe, work) for work in works]
 
 
+def _first_line(expected: str, said: str) -> str:
+    """Where one console's text leaves the other's."""
+    pairs = zip_longest(expected.splitlines(), said.splitlines(), fillvalue="")
+    number, (wanted, given) = next((place for place in enumerate(pairs, 1) if len(set(place[1])) > 1), (0, ("", "")))
+    return f"console, line {number}: '{given}' instead of '{wanted}'" if number else "console"
+
+
 def differences(baseline: Run, other: Run, *, ported: bool) -> list[str]:
     """In what the guest did otherwise. Of a port only what it said and its verdict can be compared."""
     found = []
     if baseline.console != other.console:
-        found.append("console")
+        found.append(_first_line(baseline.console, other.console))
     if baseline.status != other.status:
         found.append(f"status {other.status} instead of {baseline.status}")
     if ported:

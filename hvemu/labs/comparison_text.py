@@ -10,6 +10,8 @@ _WIDTH: Final = 80
 _NAME: Final = 20
 _NARROWEST: Final = 8
 _TOP: Final = 3
+_SHORTEST: Final = 0.1
+"""Seconds of wall time of which a ratio says something."""
 _MILLION: Final = 1_000_000
 _GROUPS: Final = {
     "exits": tuple(ExitKind),
@@ -54,8 +56,10 @@ def _costs(comparison: Comparison, ran: list[Row]) -> list[str]:
     for row in ran:
         cycles = ratio(row.total, baseline.total if baseline else 0)
         wall = ratio(row.run.wall_seconds, baseline.run.wall_seconds if baseline else 0)
+        if min(row.run.wall_seconds, baseline.run.wall_seconds if baseline else 0) < _SHORTEST:
+            wall = None  # what it takes to start an engine is more
         lines.append(
-            f"{row.name:11} {number(row.transitions):>11} {number(row.hidden_faults):>11} {number(row.total):>12}"
+            f"{row.name:12}{number(row.transitions):>11} {number(row.hidden_faults):>11} {number(row.total):>12}"
             f" {_ratio(cycles):>8} {row.run.wall_seconds:>9.3f} s {_ratio(wall):>8}"
         )
     return lines
@@ -106,7 +110,7 @@ def _causes(ran: list[Row]) -> list[str]:
     for row in ran:
         ranked = sorted(row.cycles.items(), key=lambda item: -item[1])
         words = ", ".join(f"{cause} {100 * cycles / row.total:.0f} %" for cause, cycles in ranked[:_TOP] if row.total)
-        lines.append(f"{row.name:11} {words}")
+        lines.append(f"{row.name:12}{words}")
     if any(ExitKind.IO_IN in row.run.statistics["exits"] for row in ran):
         lines += textwrap.wrap(_SLOW_BUS, _WIDTH)
     return lines

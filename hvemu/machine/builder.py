@@ -42,7 +42,7 @@ from hvemu.paravirtual.domain import DomainServices
 from hvemu.paravirtual.hyperv import HyperV
 from hvemu.paravirtual.kvm import Kvm
 from hvemu.paravirtual.vmware import backdoor
-from hvemu.trace.events import DeviceSpoke, Exited
+from hvemu.trace.events import DeviceSpoke, Exited, TechniqueChanged
 from hvemu.trace.ledger import Ledger
 from hvemu.trace.tracer import Tracer
 from hvemu.vocabulary.addresses import PAGE_SHIFT
@@ -394,6 +394,8 @@ def _build(configuration: MachineConfiguration, media: Media, backends: Backends
             mode.warn, mode.breakpoints = before.warn, before.breakpoints
         attach()
         machine.mode, machine.configuration = mode, wanted
+        if tracer.active:
+            tracer.publish(TechniqueChanged(mode.position(), wanted.mode, wanted.mmu))
 
     machine = Machine(
         configuration=replace(configuration, loader=loader),

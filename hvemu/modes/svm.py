@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from hvemu.cpu.debug_registers import DR6_FIXED, DR7_FIXED
 from hvemu.cpu.decoder import Detailed, Instruction
 from hvemu.cpu.delivery import (
     BREAKPOINT,
@@ -208,6 +209,9 @@ class SvmMode(OwnRegisters, Emulation):
         values = self._msrs.present_values()
         msrs = {name: values.get(index, 0) for name, index in _MSR_FIELDS.items()}
         self.vmcb.save(self.vcpu, self.vcpu.paging(), msrs)
+        # The guest's own are kept beside: MOV DR exits, and the hypervisor compares addresses
+        self.vmcb.write("DR6", DR6_FIXED)
+        self.vmcb.write("DR7", DR7_FIXED)
 
     def _enter_guest(self, vector: int | None = None) -> bool:
         """VMRUN with the state that the CPU holds; returns whether an interrupt of this vector was delivered."""

@@ -60,6 +60,14 @@ class InputArrived(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TechniqueChanged(Event):
+    """From here on another mode and paging technique run the guest, which does not notice."""
+
+    mode: str
+    mmu: str
+
+
+@dataclass(frozen=True, slots=True)
 class Warned(Event):
     """Something that somebody should know went wrong, without an exit."""
 

@@ -31,7 +31,7 @@ def test_a_guest_with_a_port_runs_under_every_technique(tmp_path: Path, capsys: 
 def test_results_that_differ_are_status_74(capsys: Captured) -> None:
     """A guest that asks what mode trap cannot hide."""
     assert 74 == main(["compare", "sensitive", "--append", "sgdt kernel", "--modes", "native,trap"])
-    assert "trap: DIFFERS in console" in capsys.readouterr().out
+    assert "trap: DIFFERS in console, line " in capsys.readouterr().out
 
 
 def test_another_image_is_tried_under_all_techniques(tmp_path: Path, capsys: Captured) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from hvemu.cli import main
+from hvemu.machine.builder import build
 from hvemu.testing.catalog import Guest, catalog
 from hvemu.testing.running import guest_configuration, run_guest
-from hvemu.trace.events import Event
+from hvemu.trace.events import Event, TechniqueChanged
 from hvemu.trace.tracer import JsonLines, Tracer
 from hvemu.vocabulary.addresses import Position
 from hvemu.vocabulary.exits import AssistKind, ExitKind
@@ -52,6 +53,18 @@ def test_two_runs_write_the_same_trace(name: str, tmp_path: Path) -> None:
     """Byte for byte, keys and crashes included."""
     first, second = (traced(catalog()[name], tmp_path / file) for file in ("one", "two"))
     assert first == second
+
+
+def test_a_trace_shows_where_the_technique_changed() -> None:
+    """With the one that runs the guest from there on."""
+    events = []
+    tracer = Tracer()
+    tracer.subscribe(events.append)
+    machine = build(guest_configuration(catalog()["hello"]), tracer=tracer)
+    machine.run(5_000)
+    position = machine.mode.position()
+    machine.switch_mode("bt")
+    assert TechniqueChanged(position, "bt", "shadow") == events[-1]
 
 
 def test_a_trace_shows_hypercalls_by_name_and_batches_by_their_parts(tmp_path: Path) -> None:

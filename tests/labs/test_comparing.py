@@ -69,9 +69,13 @@ def test_a_difference_is_found_and_named(ring3):
     )
     comparison = compare(works[:2], [native, wrong])
     assert not comparison.same
-    words = ("console", "status 35 instead of 33", f"position {wrong.position} instead of {native.position}")
+    words = (
+        f"console, line 1: 'x' instead of '{native.console.splitlines()[0]}'",
+        "status 35 instead of 33",
+        f"position {wrong.position} instead of {native.position}",
+    )
     assert (*words, "registers cr2") == comparison.rows[1].differences
-    assert any("trap: DIFFERS in console; status 35 instead of 33;" in line for line in comparison_lines(comparison))
+    assert any("trap: DIFFERS in console, line 1: 'x' instead of" in line for line in comparison_lines(comparison))
 
 
 def test_of_a_port_only_console_and_verdict_are_compared(ring3):

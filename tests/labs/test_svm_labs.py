@@ -72,6 +72,14 @@ def test_what_cannot_be_shown_is_refused(arguments, sentence):
     assert sentence in str(error.value)
 
 
+def test_the_debug_registers_of_a_vmcb_are_a_cpus_after_reset(capsys):
+    """The guest's own are the hypervisor's to keep, as every MOV DR exits."""
+    assert 0 == vmcb_command.main([])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = {row[1]: row[2] for row in rows if len(row) > 2}
+    assert ("00000000ffff0ff0", "0000000000000400") == (shown["DR6"], shown["DR7"])
+
+
 # ---------------------------------------------------------------------- walks
 
 
