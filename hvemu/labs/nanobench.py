@@ -230,6 +230,12 @@ ORDERINGS: Final = (
     Ordering("divzero", "divzero", (("native", "svm/shadow"), ("bt",))),
     Ordering("ptemod", "ptemod", (("native",), ("bt",), ("svm/shadow",))),
     Ordering("ptemod", "ptemod with nested paging (derived)", (("native", "svm"),)),
+    Ordering("fork", "forkwait", (("native",), ("bt",), ("svm/shadow",))),
+)
+_BESIDE_CODE: Final = (
+    "a fork of this kernel stores some thirty times to a page that has translated code as well, and bt traces each;"
+    " and a page table may be out of step until the next flush, so that its stores cost svm/shadow one fault together,"
+    " where the VMM of 2006 traced each"
 )
 _ASSISTS: Final = (
     "the CPU's way through the IDT is Python here: a prepared plan under native and svm, general code under svm/shadow,"
@@ -244,6 +250,8 @@ WHY: Final = {
         "CR8 is a register of its own that hardware can hold for the guest (TPR shadow) and a translator can write in"
         " the cache; CR0 decides what code means, so it is intercepted under svm and a callout under bt"
     ),
+    ("fork", "cycles"): _BESIDE_CODE,
+    ("fork", "wall"): _BESIDE_CODE,
     ("cr0wr", "wall"): "as for the cycles: CR0 is not CR8, and exits under svm and bt alike",
     ("syscall", "wall"): _ASSISTS,
     ("divzero", "wall"): _ASSISTS,
