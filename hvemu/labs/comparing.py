@@ -113,11 +113,14 @@ def observe_apart(works: list[Work]) -> list[Run]:
     return [apart(observe, work) for work in works]
 
 
+_SHOWN: Final = 60
+
+
 def _first_line(expected: str, said: str) -> str:
     """Where one console's text leaves the other's."""
     pairs = zip_longest(expected.splitlines(), said.splitlines(), fillvalue="")
     number, (wanted, given) = next((place for place in enumerate(pairs, 1) if len(set(place[1])) > 1), (0, ("", "")))
-    return f"console, line {number}: '{given}' instead of '{wanted}'" if number else "console"
+    return f"console, line {number}: {given[:_SHOWN]!r} instead of {wanted[:_SHOWN]!r}" if number else "console"
 
 
 def differences(baseline: Run, other: Run, *, ported: bool) -> list[str]:

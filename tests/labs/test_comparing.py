@@ -70,7 +70,7 @@ def test_a_difference_is_found_and_named(ring3):
     comparison = compare(works[:2], [native, wrong])
     assert not comparison.same
     words = (
-        f"console, line 1: 'x' instead of '{native.console.splitlines()[0]}'",
+        f"console, line 1: 'x' instead of {native.console.splitlines()[0]!r}",
         "status 35 instead of 33",
         f"position {wrong.position} instead of {native.position}",
     )
