@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -51,6 +52,8 @@ def start(*words: str, cwd: Path = ROOT) -> Iterator[subprocess.Popen[bytes]]:
         cwd=cwd,
         env=environment(),
         bufsize=0,
+        # A suite that runs in the background of a shell ignores it, and what it starts would too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         try:
             yield process
