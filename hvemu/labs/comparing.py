@@ -118,9 +118,10 @@ _SHOWN: Final = 60
 
 def _first_line(expected: str, said: str) -> str:
     """Where one console's text leaves the other's."""
-    pairs = zip_longest(expected.splitlines(), said.splitlines(), fillvalue="")
-    number, (wanted, given) = next((place for place in enumerate(pairs, 1) if len(set(place[1])) > 1), (0, ("", "")))
-    return f"console, line {number}: {given[:_SHOWN]!r} instead of {wanted[:_SHOWN]!r}" if number else "console"
+    for number, (wanted, given) in enumerate(zip_longest(expected.splitlines(), said.splitlines(), fillvalue=""), 1):
+        if wanted != given:
+            return f"console, line {number}: {given[:_SHOWN]!r} instead of {wanted[:_SHOWN]!r}"
+    return "console"
 
 
 def differences(baseline: Run, other: Run, *, ported: bool) -> list[str]:

@@ -108,15 +108,10 @@ def walk(
             return PageFault(linear, (ERROR_WRITE if write else 0) | (ERROR_USER if user else 0))
         rights = pde & leaf
         physical = (leaf & 0xFFFFF000) | (linear & 0xFFF)
-    if user and not rights & PTE_USER:
-        return PageFault(linear, _error(True, write, user, False))
-    if write and not rights & PTE_WRITABLE and (user or cr0 & CR0_WP):
+    if _denied(registers, rights, write, user):
         return PageFault(linear, _error(True, write, user, False))
     if mark:
-        wanted = PTE_ACCESSED | (PTE_DIRTY if write else 0)
-        if leaf & wanted != wanted:
-            memory.set_bits_u32(leaf_address, wanted)
-            leaf |= wanted
+        leaf = _marked(memory, leaf_address, leaf, write)
     if path is not None:
         tables = (pde_address,) if large else (pde_address, leaf_address)
         path.append(Path(tables, 0 if large else pde, leaf, rights & _RIGHTS, False, large))
@@ -165,17 +160,10 @@ def _walk_pae(
             return PageFault(linear, _error(True, write, user, show_fetch) | ERROR_RESERVED)
         rights, deny = pde & leaf, pde | leaf
         physical = (leaf & _PAE_FRAME) | (linear & 0xFFF)
-    if (
-        (user and not rights & PTE_USER)
-        or (write and not rights & PTE_WRITABLE and (user or registers.cr0 & CR0_WP))
-        or (show_fetch and deny & PTE_NX)
-    ):
+    if _denied(registers, rights, write, user) or (show_fetch and deny & PTE_NX):
         return PageFault(linear, _error(True, write, user, show_fetch))
     if mark:
-        wanted = PTE_ACCESSED | (PTE_DIRTY if write else 0)
-        if leaf & wanted != wanted:
-            memory.set_bits_u32(leaf_address, wanted)
-            leaf |= wanted
+        leaf = _marked(memory, leaf_address, leaf, write)
     if path is not None:
         tables = (pdpte_address, pde_address) if large else (pdpte_address, pde_address, leaf_address)
         denied = no_execute and bool(deny & PTE_NX)
@@ -223,21 +211,29 @@ def _walk_long(
     size = 1 << shift
     if large and entry & (size - 1) & ~0x1FFF:
         return PageFault(linear, _error(True, write, user, show_fetch) | ERROR_RESERVED)
-    if (
-        (user and not rights & PTE_USER)
-        or (write and not rights & PTE_WRITABLE and (user or registers.cr0 & CR0_WP))
-        or (show_fetch and deny & PTE_NX)
-    ):
+    if _denied(registers, rights, write, user) or (show_fetch and deny & PTE_NX):
         return PageFault(linear, _error(True, write, user, show_fetch))
     if mark:
-        wanted = PTE_ACCESSED | (PTE_DIRTY if write else 0)
-        if entry & wanted != wanted:
-            memory.set_bits_u32(address, wanted)
-            entry |= wanted
+        entry = _marked(memory, address, entry, write)
     if path is not None:
         denied = no_execute and bool(deny & PTE_NX)
         path.append(Path(tuple(tables), 0 if large else directory, entry, rights & _RIGHTS, denied, bool(large)))
     return (entry & _PAE_FRAME & ~(size - 1)) | (linear & (size - 1))
+
+
+def _denied(registers: PagingRegisters, rights: int, write: bool, user: bool) -> bool:
+    """Whether what all levels allow is too little (SDM vol. 3A, 4.6.1), but for instruction fetches."""
+    if user and not rights & PTE_USER:
+        return True
+    return write and not rights & PTE_WRITABLE and bool(user or registers.cr0 & CR0_WP)
+
+
+def _marked(memory: GuestPhysicalMemory, address: int, leaf: int, write: bool) -> int:
+    """The entry that maps the page, with its accessed and dirty bits set as the CPU sets them (SDM vol. 3A, 4.8)."""
+    wanted = PTE_ACCESSED | (PTE_DIRTY if write else 0)
+    if leaf & wanted != wanted:
+        memory.set_bits_u32(address, wanted)
+    return leaf | wanted
 
 
 def _error(present: bool, write: bool, user: bool, fetch: bool) -> int:
